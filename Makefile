@@ -1,0 +1,57 @@
+# handrail: `make` prints the verbs.
+SHELL := /bin/bash
+GO    ?= go
+BIN   := bin/handrail
+export CGO_ENABLED := 0
+
+.PHONY: help
+help: ## print these verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+.PHONY: build
+build: ## build bin/handrail and bin/handrail-node
+	@mkdir -p bin
+	$(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/handrail ./cmd/handrail-node
+
+.PHONY: run
+run: build ## build and start everything on this machine, no configuration
+	@exec $(BIN) up
+
+.PHONY: demo
+demo: build ## three lab hosts, four people and a short story, in a folder of its own
+	@exec $(BIN) demo
+
+.PHONY: test
+test: ## all tests; installs what they need from Debian's packages and npm, where it may
+	@bash test/need.sh
+	$(GO) vet ./...
+	$(GO) test -timeout 20m ./...
+
+.PHONY: race
+race: ## the tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -timeout 40m ./...
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME (default 10m)
+	@bash test/fuzz.sh $${FUZZTIME:-10m}
+
+.PHONY: bench
+bench: build ## the numbers, beside OpenSSH in the same run
+	$(GO) run ./test/bench
+
+.PHONY: attack
+attack: build ## the sandbox's attack suite on this kernel
+	@$(BIN) doctor --attack
+
+.PHONY: generate
+generate: ## regenerate the API and the pages (needs protoc)
+	@bash api/generate.sh
+
+.PHONY: lint
+lint: ## formatting and vet
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs what the tests need from Debian's packages and npm, where it may,
+# or says in one line what is missing: tests that need it then skip and say so.
+set -u
+cd "$(dirname "$0")/.."
+declare -A need=(
+	[ssh]=openssh-client [/usr/sbin/sshd]=openssh-server [/usr/lib/openssh/sftp-server]=openssh-sftp-server
+	[rsync]=rsync [git]=git [less]=less [ip]=iproute2 [ps]=procps [chromium]=chromium
+	[/usr/lib/postgresql/15/bin/postgres]=postgresql-15
+)
+missing=()
+for probe in "${!need[@]}"; do
+	[[ -x $probe ]] || command -v "$probe" >/dev/null 2>&1 || missing+=("${need[$probe]}")
+done
+if ((${#missing[@]})); then
+	if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+		echo "installing for the tests: ${missing[*]}"
+		log=$(mktemp)
+		if ! { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+			echo "could not install ${missing[*]} (see $log): tests that need them skip"
+		fi
+	else
+		echo "missing for some tests, which skip: ${missing[*]}  (as root: apt-get install ${missing[*]})"
+	fi
+fi
+if [[ -f test/browser/package.json && ! -d test/browser/node_modules ]]; then
+	if command -v npm >/dev/null; then
+		(cd test/browser && npm install --no-audit --no-fund --silent) || echo "npm could not install the browser driver: browser tests skip"
+	else
+		echo "npm is missing: browser tests skip"
+	fi
+fi
+exit 0
