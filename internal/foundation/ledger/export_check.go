@@ -1,0 +1,319 @@
+package ledger
+
+import (
+	"archive/zip"
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"runtime"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+
+	"golang.org/x/mod/sumdb/tlog"
+)
+
+// maxBundleFile bounds a file of 256 payloads of at most 1 MiB each.
+const maxBundleFile = TileWidth * (1<<20 + 64)
+
+// bundle is 256 entries, or fewer at the end, on their way through a worker.
+type bundle struct {
+	n        int64
+	count    int
+	used     []string
+	hashes   []tlog.Hash // of the leaves, in order
+	root     tlog.Hash   // of all 256, when it is full
+	payloads int64
+	findings []Finding
+	absent   []absentPayload
+	erased   []string
+	chunks   map[int64][]byte
+	done     chan struct{}
+}
+
+func (b *bundle) find(where, what string, args ...any) {
+	if len(b.findings) < MaxFindings {
+		b.findings = append(b.findings, Finding{Where: where, What: fmt.Sprintf(what, args...)})
+	}
+}
+
+// entries hashes all leaves and payloads, on all processors, and puts the tree
+// together in order. Workers share nothing but the zip, which they only read.
+func (v *exportCheck) entries() {
+	for n := range v.signed {
+		v.sizes = append(v.sizes, n)
+	}
+	slices.Sort(v.sizes)
+	workers := runtime.GOMAXPROCS(0)
+	work := make(chan *bundle)
+	order := make(chan *bundle, 4*workers) // bounds what is in memory
+	for range workers {
+		go func() {
+			for b := range work {
+				b.check(v.r, v.files)
+				close(b.done)
+			}
+		}()
+	}
+	go func() {
+		defer close(work)
+		defer close(order)
+		for n := int64(0); n*TileWidth < v.head.N; n++ {
+			b := &bundle{n: n, count: int(min(TileWidth, v.head.N-n*TileWidth)), chunks: map[int64][]byte{}, done: make(chan struct{})}
+			order <- b
+			work <- b
+		}
+	}()
+	for b := range order {
+		<-b.done
+		v.merge(b)
+		if v.progress != nil {
+			v.progress(min((b.n+1)*TileWidth, v.head.N), v.head.N)
+		}
+	}
+	v.lastTiles()
+}
+
+// check reads and hashes one bundle.
+func (b *bundle) check(r io.ReaderAt, files map[string]*zip.File) {
+	read := func(name string) []byte {
+		f := files[name]
+		if f == nil {
+			b.find(name, "it is missing")
+			return nil
+		}
+		b.used = append(b.used, name)
+		body, err := readStored(r, f, maxBundleFile)
+		if err != nil {
+			b.find(name, "%v", err)
+		}
+		return body
+	}
+	leaves := read(tilePath("entries", b.n, b.count))
+	payloads := read(exportPayload + strconv.FormatInt(b.n, 10))
+	tile := read(tilePath("0", b.n, b.count))
+	if leaves == nil {
+		return
+	}
+	h := newHasher()
+	b.hashes = make([]tlog.Hash, 0, b.count)
+	for i := range b.count {
+		seq := b.n*TileWidth + int64(i)
+		if len(leaves) < 2 || len(leaves) < 2+int(binary.BigEndian.Uint16(leaves)) {
+			b.find(fmt.Sprintf("entry #%d", seq), "it is missing or cut short")
+			return
+		}
+		n := 2 + int(binary.BigEndian.Uint16(leaves))
+		leaf := leaves[2:n]
+		leaves = leaves[n:]
+		own := h.leaf(leaf)
+		b.hashes = append(b.hashes, own)
+		if at := i * tlog.HashSize; len(tile) >= at+tlog.HashSize && !bytes.Equal(tile[at:at+tlog.HashSize], own[:]) {
+			b.find(fmt.Sprintf("entry #%d", seq), "leaf: it is not the one in its tile")
+		}
+		if payloads != nil {
+			payloads = b.payload(h, seq, leaf, payloads)
+		}
+	}
+	if b.count == TileWidth {
+		b.root = perfectRoot(b.hashes)
+	}
+	if len(leaves) > 0 || len(payloads) > 0 {
+		b.find(tilePath("entries", b.n, b.count), "there is more than %d entries", b.count)
+	}
+	if tile != nil && len(tile) != b.count*tlog.HashSize {
+		b.find(tilePath("0", b.n, b.count), "it has %d bytes instead of %d", len(tile), b.count*tlog.HashSize)
+	}
+}
+
+// payload checks the next payload against the leaf and returns what follows.
+func (b *bundle) payload(h *hasher, seq int64, leaf, rest []byte) []byte {
+	bad := func(what string) { b.find(fmt.Sprintf("payload of #%d", seq), "%s", what) }
+	if len(rest) < 4 {
+		bad("it is missing")
+		return nil
+	}
+	size := binary.BigEndian.Uint32(rest)
+	rest = rest[4:]
+	// Reading every leaf in full would cost more than hashing it; what is read
+	// here decides, and the rest is held by the hash.
+	action := actionOf(leaf)
+	if action == "" {
+		b.find(fmt.Sprintf("entry #%d", seq), "leaf: it is malformed")
+	}
+	if action == ActionErased || size == erasedLength {
+		l, err := ParseLeaf(leaf)
+		if err != nil {
+			b.find(fmt.Sprintf("entry #%d", seq), "leaf: %v", err)
+		}
+		if action == ActionErased {
+			b.erased = append(b.erased, l.Object)
+		}
+		if size == erasedLength {
+			b.absent = append(b.absent, absentPayload{seq, l.Sealer()})
+			return rest
+		}
+	}
+	if uint64(len(rest)) < 32+uint64(size) {
+		bad("it is cut short")
+		return nil
+	}
+	if bytes.Equal(h.commit(rest[:32+size]), CommitOf(leaf)) {
+		b.payloads++
+	} else {
+		bad("it is not the one that the leaf commits to")
+	}
+	if action == ActionChunks {
+		b.chunks[seq] = rest[32 : 32+size]
+	}
+	return rest[32+size:]
+}
+
+// hasher hashes many things without allocating.
+type hasher struct {
+	h    hash.Hash
+	sum  [32]byte
+	text [commitLen]byte
+}
+
+func newHasher() *hasher { return &hasher{h: sha256.New()} }
+
+var leafPrefix = []byte{0}
+
+// leaf is RFC 6962: SHA-256(0x00 ‖ leaf).
+func (h *hasher) leaf(leaf []byte) (out tlog.Hash) {
+	h.h.Reset()
+	h.h.Write(leafPrefix)
+	h.h.Write(leaf)
+	h.h.Sum(out[:0])
+	return out
+}
+
+// commit is the encoded commitment to salt ‖ payload, valid until the next.
+func (h *hasher) commit(all []byte) []byte {
+	h.h.Reset()
+	h.h.Write(all)
+	h.h.Sum(h.sum[:0])
+	base64.StdEncoding.Encode(h.text[:], h.sum[:])
+	return h.text[:]
+}
+
+// merge appends a bundle to the tree; bundles come in order.
+func (v *exportCheck) merge(b *bundle) {
+	for _, f := range b.findings {
+		v.find(f.Where, "%s", f.What)
+	}
+	for _, name := range b.used {
+		v.seen[name] = true
+	}
+	v.report.Payloads += b.payloads
+	v.absent = append(v.absent, b.absent...)
+	for _, s := range b.erased {
+		v.erased[s] = true
+	}
+	for seq, payload := range b.chunks {
+		v.chunksOf(seq, payload)
+	}
+	if v.tree.Size() != b.n*TileWidth {
+		return // something is missing before; it is named
+	}
+	if len(b.hashes) == TileWidth && !v.signedInside(b.n*TileWidth, TileWidth) {
+		v.tree.appendTile(b.root, v.tile)
+		v.report.Entries += TileWidth
+		for _, p := range v.signed[v.tree.Size()] {
+			v.root(p)
+		}
+		return
+	}
+	for _, h := range b.hashes {
+		v.tree.Append(h, v.tile)
+		v.report.Entries++
+		for _, p := range v.signed[v.tree.Size()] {
+			v.root(p)
+		}
+	}
+}
+
+// signedInside says whether a signed root lies within the next n entries, so
+// that the tree must be there one by one.
+func (v *exportCheck) signedInside(from, n int64) bool {
+	i := sort.Search(len(v.sizes), func(i int) bool { return v.sizes[i] > from })
+	return i < len(v.sizes) && v.sizes[i] < from+n
+}
+
+// tile compares a full tile of a higher level; the lowest ones are compared
+// hash by hash in check.
+func (v *exportCheck) tile(level int, index int64, want []byte) {
+	if level == 0 {
+		return
+	}
+	v.compareTile(tilePath(strconv.Itoa(level), index, TileWidth), want)
+}
+
+func (v *exportCheck) compareTile(name string, want []byte) {
+	got, ok := v.read(name, TileBytes)
+	switch {
+	case !ok:
+		v.find(name, "it is missing")
+	case !bytes.Equal(got, want):
+		v.find(name, "it is not made from what lies below it")
+	}
+}
+
+// lastTiles compares the tiles that are not full.
+func (v *exportCheck) lastTiles() {
+	if v.tree.Size() != v.head.N {
+		v.find(exportHead, "%d of its %d entries are there", v.tree.Size(), v.head.N)
+		return
+	}
+	row := v.head.N / TileWidth
+	for level := 1; row > 0; level++ {
+		if part := v.tree.Partial(level); len(part) > 0 {
+			v.compareTile(tilePath(strconv.Itoa(level), row/TileWidth, len(part)), packTile(part))
+		}
+		row /= TileWidth
+	}
+}
+
+// root compares a signed root with the tree at that size.
+func (v *exportCheck) root(p signedPoint) {
+	if v.tree.Tree().Hash == p.tree.Hash {
+		return
+	}
+	if v.broken { // for the same reason as the first
+		v.report.More++
+		return
+	}
+	v.broken = true
+	v.find(p.where, "the first %d entries are not those that were signed", p.tree.N)
+}
+
+// absences judges payloads that are not there, now that all erasures are known.
+func (v *exportCheck) absences() {
+	for _, a := range v.absent {
+		if v.erased[a.sealer] {
+			v.report.Erased++
+		} else {
+			v.find(fmt.Sprintf("payload of #%d", a.seq), "it is missing, and no entry says that %s was erased", a.sealer)
+		}
+	}
+}
+
+// sum is the hex SHA-256 of a piece, read without loading it.
+func (v *exportCheck) sum(f *zip.File) (string, error) {
+	at, err := f.DataOffset()
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(v.r, at, int64(f.CompressedSize64))); err != nil {
+		return "", err
+	}
+	return strings.ToLower(hex.EncodeToString(h.Sum(nil))), nil
+}
