@@ -1,0 +1,122 @@
+package keyring
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"net"
+	"net/url"
+	"regexp"
+	"strings"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+)
+
+// ServerName is the name that nodes and clients expect in the certificate of
+// any server of the installation, whatever address they reached it by.
+const ServerName = "server.handrail.internal"
+
+const (
+	certificateFor = 90 * 24 * time.Hour
+	nodeScheme     = "handrail"
+	nodeAuthority  = "node"
+)
+
+var hostID = regexp.MustCompile(`^h-[0-9a-z]{1,32}$`)
+
+// CAPool holds the installation's authority alone: no public one is trusted.
+func (r *Ring) CAPool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(r.caCert)
+	return pool
+}
+
+// ServerCertificate makes a key and a certificate of the installation for a
+// server that is reached under these names and addresses, good for 90 days.
+// The key lives in memory only: each start makes another.
+func (r *Ring) ServerCertificate(names []string) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, fault.Wrap(fault.Internal, err, "cannot make a server key")
+	}
+	tmpl := r.template("handrail server", x509.ExtKeyUsageServerAuth)
+	tmpl.DNSNames = []string{ServerName}
+	for _, n := range names {
+		if ip := net.ParseIP(n); ip != nil {
+			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
+		} else if n != "" && n != ServerName {
+			tmpl.DNSNames = append(tmpl.DNSNames, n)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, r.caCert, key.Public(), r.ca)
+	if err != nil {
+		return tls.Certificate{}, fault.Wrap(fault.Internal, err, "cannot certify the server")
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return tls.Certificate{}, fault.Wrap(fault.Internal, err, "cannot certify the server")
+	}
+	return tls.Certificate{Certificate: [][]byte{der, r.caCert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+}
+
+// IssueNode certifies the key in a certificate request for one host, for 90
+// days. Of the request only the key is used: who the node is, we say.
+func (r *Ring) IssueNode(csr []byte, host string) ([]byte, error) {
+	if !hostID.MatchString(host) {
+		return nil, fault.New(fault.Invalid, "cannot certify a node: %q is not a host id", host)
+	}
+	if len(csr) > 8<<10 {
+		return nil, fault.New(fault.Invalid, "cannot certify a node: its request has %d bytes", len(csr))
+	}
+	req, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "cannot certify a node: its request is malformed")
+	}
+	if err := req.CheckSignature(); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "cannot certify a node: it does not hold the key it asks for")
+	}
+	switch key := req.PublicKey.(type) {
+	case ed25519.PublicKey:
+	case *ecdsa.PublicKey:
+		if key.Curve != elliptic.P256() && key.Curve != elliptic.P384() {
+			return nil, fault.New(fault.Invalid, "cannot certify a node: its curve is %s, not P-256 or P-384", key.Params().Name)
+		}
+	default:
+		return nil, fault.New(fault.Invalid, "cannot certify a node: its key is %T, not ECDSA or Ed25519", key)
+	}
+	tmpl := r.template(host, x509.ExtKeyUsageClientAuth)
+	tmpl.URIs = []*url.URL{{Scheme: nodeScheme, Host: nodeAuthority, Path: "/" + host}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, r.caCert, req.PublicKey, r.ca)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot certify a node")
+	}
+	return der, nil
+}
+
+// NodeOf says which host a verified node certificate is for. The caller has
+// checked the chain against CAPool; this reads the one name that counts.
+func NodeOf(cert *x509.Certificate) (string, error) {
+	if len(cert.URIs) == 1 && len(cert.DNSNames) == 0 {
+		u := cert.URIs[0]
+		host, ok := strings.CutPrefix(u.Path, "/")
+		if ok && u.Scheme == nodeScheme && u.Host == nodeAuthority && hostID.MatchString(host) {
+			return host, nil
+		}
+	}
+	return "", fault.New(fault.Unauthenticated, "cannot tell which node this is: its certificate names none")
+}
+
+func (r *Ring) template(name string, use x509.ExtKeyUsage) *x509.Certificate {
+	now := time.Now()
+	return &x509.Certificate{
+		SerialNumber: randomSerial(), Subject: pkix.Name{CommonName: name},
+		NotBefore: now.Add(-5 * time.Minute), NotAfter: now.Add(certificateFor),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{use},
+		BasicConstraintsValid: true,
+	}
+}
