@@ -1,0 +1,190 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"golang.org/x/mod/sumdb/tlog"
+
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/wire"
+)
+
+func (f *Fleet) openCheckpoint(signed []byte) (tlog.Tree, error) {
+	return ledger.OpenCheckpoint(signed, f.d.Ring.Origin(), f.d.Ring.LogVerifier())
+}
+
+// lease answers a node's question whether it may go on acting. An answer that
+// cannot be made is no answer: the node then stops by itself.
+func (f *Fleet) lease(ctx context.Context, host string, data []byte) []byte {
+	ask, err := wire.ParseLeaseAsk(data)
+	if err != nil || ask.Node != host {
+		f.alarm(host, "lease", "asked for a lease in another's name or malformed")
+		return nil
+	}
+	answer, err := f.makeLease(ctx, ask)
+	if err != nil {
+		f.d.Log.Error("a lease could not be given", "host", host, "error", err)
+		return nil
+	}
+	signed, err := wire.SignLease(answer, f.d.Ring.Order())
+	if err != nil {
+		f.d.Log.Error("a lease could not be signed", "host", host, "error", err)
+		return nil
+	}
+	f.seen(host, ask.Size)
+	return signed
+}
+
+func (f *Fleet) makeLease(ctx context.Context, ask wire.LeaseAsk) (wire.LeaseAnswer, error) {
+	answer := wire.LeaseAnswer{V: 1, Node: ask.Node, Nonce: ask.Nonce, ServerTime: time.Now().UnixMicro()}
+	tree, signed, err := f.d.Store.Head(ctx)
+	if err != nil {
+		return answer, err
+	}
+	answer.Checkpoint = signed
+	if ask.Size > tree.N {
+		f.alarm(ask.Node, "rollback", "the node saw a longer ledger than this server has")
+	} else if ask.Size > 0 && ask.Size < tree.N {
+		hashes, err := f.d.Store.Consistency(ctx, ask.Size, tree.N)
+		if err != nil {
+			return answer, err
+		}
+		answer.Consistency = wire.HashList(hashes)
+	}
+	epochs, err := f.d.Epochs(ctx)
+	if err != nil {
+		return answer, err
+	}
+	answer.LockEpoch, answer.PolicyEpoch, answer.PersonEpochs = epochs.Lock, epochs.Policy, epochs.Person
+	if bundle, signed := f.d.Ring.Bundle(); bundle.Version > ask.BundleVersion {
+		answer.Bundle = signed
+	}
+	return answer, nil
+}
+
+// consistency proves one tree to extend another, both of the node's choosing.
+func (f *Fleet) consistency(ctx context.Context, host string, data []byte) []byte {
+	var ask wire.ConsistencyAsk
+	answer := wire.ConsistencyAnswer{V: 1}
+	if err := json.Unmarshal(data, &ask); err != nil || ask.Old <= 0 || ask.New < ask.Old {
+		answer.Error = "cannot read the question"
+	} else if hashes, err := f.d.Store.Consistency(ctx, ask.Old, ask.New); err != nil {
+		answer.Error = err.Error()
+	} else {
+		answer.Hashes = wire.HashList(hashes)
+	}
+	out, _ := json.Marshal(answer) // plain strings and bytes always marshal
+	return out
+}
+
+func (f *Fleet) bundle(context.Context, string, []byte) []byte {
+	_, signed := f.d.Ring.Bundle()
+	return signed
+}
+
+// event records what happened on a node. The node sends it again until it is
+// answered; its id makes that harmless.
+func (f *Fleet) event(ctx context.Context, host string, data []byte) []byte {
+	var e wire.Event
+	if err := json.Unmarshal(data, &e); err != nil || !wire.ValidID('e', e.ID) {
+		f.alarm(host, "event", "sent an event that cannot be read")
+		return []byte("ok") // sending it again would not help
+	}
+	action, outcome := NodeReported, ledger.OK
+	switch e.Kind {
+	case wire.EventAlarm:
+		action, outcome = NodeAlarmed, ledger.Denied
+		f.d.Log.Error("a node refused what an honest server would not send", "host", host, "rule", e.Rule, "text", e.Text)
+	case wire.EventGap:
+		outcome = ledger.Lost
+	case wire.EventSessionEnded, wire.EventSessionStarted, wire.EventResidue, wire.EventClock:
+	default:
+		outcome = ledger.Unknown
+	}
+	_, err := f.d.Store.Record(ctx, host+"/"+e.ID, func(*store.Tx) ([]ledger.Entry, error) {
+		return []ledger.Entry{{
+			Action: action, Outcome: outcome, Subjects: []string{host}, Session: sessionID(e.Session),
+			Target: "host/" + host, Payload: e,
+		}}, nil
+	})
+	if err != nil {
+		f.d.Log.Error("a node's event could not be recorded", "host", host, "error", err)
+		return nil // the node sends it again
+	}
+	f.d.Changed(host)
+	return []byte("ok")
+}
+
+func sessionID(s string) string {
+	if wire.ValidID('s', s) {
+		return s
+	}
+	return ""
+}
+
+// alarm records that a node did what an honest one does not.
+func (f *Fleet) alarm(host, rule, text string) {
+	f.record(host, NodeAlarmed, ledger.Denied, map[string]any{"v": 1, "rule": rule, "text": text})
+}
+
+func (f *Fleet) recordConnected(_ context.Context, host string, hello wire.Hello) {
+	f.record(host, NodeConnected, ledger.OK, map[string]any{
+		"v": 1, "mode": hello.Mode, "floor": hello.Floor, "missing": hello.Missing, "version": hello.Version, "trial": hello.Trial,
+	})
+}
+
+func (f *Fleet) recordLeft(host string) {
+	f.record(host, NodeLeft, ledger.Lost, map[string]any{"v": 1})
+}
+
+// recordTime bounds how long fleet waits to write an entry of its own.
+const recordTime = 10 * time.Second
+
+// record writes one entry about a node, at most noteRate a minute for each
+// host, so that a node that flaps cannot flood the ledger; the count of those
+// left out is in the next one.
+func (f *Fleet) record(host string, action ledger.Action, outcome ledger.Outcome, payload map[string]any) {
+	f.mu.Lock()
+	left, ok := f.nodeLocked(host).budget.take(time.Now())
+	f.mu.Unlock()
+	if !ok {
+		return
+	}
+	if left > 0 {
+		payload["left_out"] = left
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), recordTime)
+	defer cancel()
+	_, err := f.d.Store.Record(ctx, store.Once(), func(*store.Tx) ([]ledger.Entry, error) {
+		return []ledger.Entry{{Action: action, Outcome: outcome, Subjects: []string{host}, Target: "host/" + host, Payload: payload}}, nil
+	})
+	if err != nil {
+		f.d.Log.Error("an entry about a node could not be recorded", "host", host, "action", string(action), "error", err)
+	}
+}
+
+// noteRate is how many entries about one host fleet writes in a minute.
+const noteRate = 20
+
+// budget bounds entries about one host.
+type budget struct {
+	since time.Time
+	used  int
+	left  int // refused since the last that passed
+}
+
+func (b *budget) take(now time.Time) (leftOut int, ok bool) {
+	if now.Sub(b.since) > time.Minute {
+		b.since, b.used = now, 0
+	}
+	if b.used >= noteRate {
+		b.left++
+		return 0, false
+	}
+	b.used++
+	leftOut, b.left = b.left, 0
+	return leftOut, true
+}

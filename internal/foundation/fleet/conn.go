@@ -1,0 +1,243 @@
+package fleet
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/wire"
+)
+
+// node is one host's node as this server sees it. Guarded by Fleet.mu.
+type node struct {
+	Node
+	became  time.Time // when it last said that it is something else
+	size    int64     // the tree that it last said it saw
+	budget  budget    // of entries about it
+	control *yamux.Session
+	bulk    *yamux.Session
+}
+
+const (
+	// helloTime bounds a node's first line.
+	helloTime = 10 * time.Second
+	// streamWindow lets one stream fill a path of 4 MiB bandwidth-delay, for
+	// example 320 MiB/s at 12 ms.
+	streamWindow = 4 << 20
+)
+
+func yamuxConfig() *yamux.Config {
+	c := yamux.DefaultConfig()
+	c.MaxStreamWindowSize = streamWindow
+	c.KeepAliveInterval = 5 * time.Second
+	c.ConnectionWriteTimeout = 10 * time.Second
+	c.StreamOpenTimeout = 10 * time.Second
+	c.LogOutput = io.Discard
+	return c
+}
+
+// ServeConn serves one connection of a node until it ends. The TLS handshake
+// is done; the certificate says which host it is.
+func (f *Fleet) ServeConn(ctx context.Context, c *tls.Conn) {
+	defer c.Close()
+	host, hello, err := f.greet(ctx, c)
+	if err != nil {
+		f.d.Log.Warn("a node was refused", "address", c.RemoteAddr().String(), "error", err)
+		return
+	}
+	session, err := yamux.Server(wire.Whole(c), yamuxConfig())
+	if err != nil {
+		return
+	}
+	defer session.Close()
+	replaced := f.attach(host, hello, session)
+	if replaced != nil {
+		replaced.Close() // the node came again before we saw the old one end
+	}
+	if hello.Use == wire.UseControl && replaced == nil {
+		f.recordConnected(ctx, host, hello)
+	}
+	defer f.detach(host, hello.Use, session)
+	stop := context.AfterFunc(ctx, func() { session.Close() })
+	defer stop()
+	for {
+		stream, err := session.AcceptStream()
+		if err != nil {
+			return
+		}
+		go f.serveStream(stream, hello.Use)
+	}
+}
+
+// greet checks who connects and exchanges the hello lines.
+func (f *Fleet) greet(ctx context.Context, c *tls.Conn) (string, wire.Hello, error) {
+	var hello wire.Hello
+	state := c.ConnectionState()
+	if len(state.VerifiedChains) == 0 {
+		return "", hello, fault.New(fault.Unauthenticated, "cannot admit a node: it shows no certificate of this installation")
+	}
+	host, err := keyring.NodeOf(state.PeerCertificates[0])
+	if err != nil {
+		return "", hello, err
+	}
+	if err := c.SetDeadline(time.Now().Add(helloTime)); err != nil {
+		return "", hello, err
+	}
+	if err := wire.ReadLine(c, &hello); err != nil {
+		return host, hello, err
+	}
+	if hello.Use != wire.UseControl && hello.Use != wire.UseBulk {
+		return host, hello, fault.New(fault.Invalid, "cannot admit %s: unknown use %q", host, hello.Use)
+	}
+	if err := f.d.Known(ctx, host); err != nil {
+		_ = wire.WriteLine(c, wire.HelloAnswer{Error: "this host was removed; join it again: handrail host invite"})
+		return host, hello, err
+	}
+	if err := f.became(ctx, host, hello); err != nil {
+		_ = wire.WriteLine(c, wire.HelloAnswer{Error: err.Error()})
+		return host, hello, err
+	}
+	answer := wire.HelloAnswer{V: 1}
+	if hello.Use == wire.UseControl {
+		answer.NATSUser, answer.NATSPass = host, f.bus.admit(host)
+	}
+	if err := wire.WriteLine(c, answer); err != nil {
+		return host, hello, err
+	}
+	return host, hello, c.SetDeadline(time.Time{})
+}
+
+// becameRest is how often a node may become something else: each time is an
+// entry, and a node that lies must not be able to flood the ledger.
+const becameRest = 10 * time.Second
+
+// became tells what a node says that it is.
+func (f *Fleet) became(ctx context.Context, host string, hello wire.Hello) error {
+	if hello.Use != wire.UseControl || f.d.Became == nil {
+		return nil
+	}
+	switch hello.Mode {
+	case wire.ModeRoot, wire.ModeUserNamespace, wire.ModeNoShells:
+	default:
+		return fault.New(fault.Invalid, "cannot admit %s: its mode %.20q is unknown", host, hello.Mode)
+	}
+	f.mu.Lock()
+	n := f.nodeLocked(host)
+	soon := (n.Mode != hello.Mode || n.Trial != hello.Trial) && time.Since(n.became) < becameRest
+	f.mu.Unlock()
+	if soon {
+		return fault.New(fault.Exhausted, "cannot admit %s: its node said a moment ago that it is something else", host)
+	}
+	changed, err := f.d.Became(ctx, host, hello)
+	if changed {
+		f.mu.Lock()
+		n.became = time.Now()
+		f.mu.Unlock()
+	}
+	return err
+}
+
+// attach notes the connection and returns the one it replaces, if any.
+func (f *Fleet) attach(host string, hello wire.Hello, s *yamux.Session) (old *yamux.Session) {
+	f.mu.Lock()
+	n := f.nodeLocked(host)
+	if hello.Use == wire.UseBulk {
+		old, n.bulk = n.bulk, s
+		f.mu.Unlock()
+		return old
+	}
+	old, n.control = n.control, s
+	n.Mode, n.Floor, n.Missing, n.Version, n.Trial = hello.Mode, hello.Floor, hello.Missing, hello.Version, hello.Trial
+	n.Seen = time.Now()
+	n.State = Online
+	f.mu.Unlock()
+	f.save(host)
+	return old
+}
+
+func (f *Fleet) detach(host, use string, s *yamux.Session) {
+	f.mu.Lock()
+	n := f.nodeLocked(host)
+	gone := false
+	switch {
+	case use == wire.UseBulk && n.bulk == s:
+		n.bulk = nil
+	case use == wire.UseControl && n.control == s:
+		n.control, gone = nil, true
+		n.State = Offline
+	}
+	f.mu.Unlock()
+	if gone {
+		f.save(host)
+		f.recordLeft(host)
+	}
+}
+
+func (f *Fleet) nodeLocked(host string) *node {
+	n, ok := f.nodes[host]
+	if !ok {
+		n = &node{Node: Node{Host: host, State: Never}}
+		f.nodes[host] = n
+	}
+	return n
+}
+
+// serveStream serves a stream that the node opened; there is one kind.
+func (f *Fleet) serveStream(s *yamux.Stream, use string) {
+	_ = s.SetReadDeadline(time.Now().Add(helloTime))
+	kind, err := wire.ReadStreamKind(s)
+	if err != nil || kind != wire.StreamNATS || use != wire.UseControl {
+		s.Close()
+		return
+	}
+	_ = s.SetReadDeadline(time.Time{})
+	f.bus.bridge(s)
+}
+
+// pipe copies both ways until either side ends, then closes both.
+func pipe(a, b net.Conn) {
+	var once sync.Once
+	both := func() { a.Close(); b.Close() }
+	done := make(chan struct{}, 2)
+	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
+		go func() {
+			_, _ = io.Copy(way[0], way[1])
+			once.Do(both)
+			done <- struct{}{}
+		}()
+	}
+	<-done
+	<-done
+}
+
+func (f *Fleet) dropAll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, n := range f.nodes {
+		for _, s := range []*yamux.Session{n.control, n.bulk} {
+			if s != nil {
+				s.Close()
+			}
+		}
+	}
+}
+
+// connected lists the hosts whose node is connected now.
+func (f *Fleet) connected() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var hosts []string
+	for host, n := range f.nodes {
+		if n.control != nil {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
+}

@@ -1,0 +1,138 @@
+// Package fleet reaches the nodes: it holds their connections, answers their
+// leases, sends orders and brakes, and keeps what they report of themselves.
+//
+// A node opens the connections; this side never dials one. The certificate is
+// the node's identity. An order goes out only for a doorway.Pass, with the
+// proof that it is in the ledger; a brake goes out on the order key's signature
+// alone, because it only takes power away. What nodes report is an
+// observation: shown to people, never decided on.
+package fleet
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/wire"
+)
+
+// The ledger actions of fleet.
+const (
+	NodeConnected ledger.Action = "node.connected"
+	NodeLeft      ledger.Action = "node.left"
+	NodeAlarmed   ledger.Action = "node.alarmed"
+	NodeReported  ledger.Action = "node.reported"
+)
+
+// Actions lists the ledger actions of fleet.
+func Actions() []ledger.Action {
+	return []ledger.Action{NodeConnected, NodeLeft, NodeAlarmed, NodeReported}
+}
+
+// Epochs are what fences orders: a node that has seen higher ones refuses.
+type Epochs struct {
+	Lock, Policy int64
+	Person       map[string]int64
+}
+
+// Deps is what Fleet needs.
+type Deps struct {
+	Store *store.Store
+	Ring  *keyring.Ring
+	// Known says whether the host may still connect (it was not removed).
+	Known func(ctx context.Context, host string) error
+	// Became hears what a host's node says that it is, for example without
+	// root, and tells whether that is new; an error keeps it out. It may be nil.
+	Became func(ctx context.Context, host string, hello wire.Hello) (changed bool, err error)
+	// Epochs are read for each lease.
+	Epochs func(ctx context.Context) (Epochs, error)
+	// Changed is called after a host's presence or facts changed.
+	Changed func(host string)
+	Log     *slog.Logger
+}
+
+// Fleet is the server's end of all nodes.
+type Fleet struct {
+	d   Deps
+	bus *bus
+
+	mu    sync.Mutex
+	nodes map[string]*node
+}
+
+// New starts the message bus. Run must follow.
+func New(ctx context.Context, d Deps) (*Fleet, error) {
+	b, err := newBus()
+	if err != nil {
+		return nil, err
+	}
+	f := &Fleet{d: d, bus: b, nodes: map[string]*node{}}
+	if err := f.load(ctx); err != nil {
+		b.close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// Run answers nodes until ctx ends.
+func (f *Fleet) Run(ctx context.Context) error {
+	defer f.bus.close()
+	for name, answer := range map[string]func(context.Context, string, []byte) []byte{
+		wire.UpLease:       f.lease,
+		wire.UpConsistency: f.consistency,
+		wire.UpBundle:      f.bundle,
+		wire.UpFacts:       f.facts,
+		wire.UpEvent:       f.event,
+	} {
+		if err := f.bus.serve(ctx, wire.UpWildcard(name), answer); err != nil {
+			return err
+		}
+	}
+	tick := time.NewTicker(staleAfter / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			f.dropAll()
+			return nil
+		case <-tick.C:
+			f.markStale()
+		}
+	}
+}
+
+// Brake sends a brake and says what it did on each node that answered.
+// Nodes that are away are missing from the answers; they stop by themselves
+// when their lease runs out.
+func (f *Fleet) Brake(ctx context.Context, b wire.Brake) ([]wire.BrakeAnswer, error) {
+	signed, err := wire.SignBrake(b, f.d.Ring.Order())
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot sign a brake")
+	}
+	ctx, cancel := context.WithTimeout(ctx, brakeTime)
+	defer cancel()
+	if b.Node != wire.EveryNode {
+		answer, err := f.bus.request(ctx, wire.DownSubject(b.Node, wire.DownBrake), signed)
+		if err != nil {
+			return nil, err
+		}
+		return parseBrakeAnswers([][]byte{answer})
+	}
+	raw, err := f.bus.gather(ctx, wire.FleetSubject(wire.DownBrake), signed, f.connected())
+	if err != nil {
+		return nil, err
+	}
+	return parseBrakeAnswers(raw)
+}
+
+const (
+	// brakeTime bounds the wait for nodes to say that all is dead.
+	brakeTime = 5 * time.Second
+	// staleAfter is how old a lease may be before a host is shown as stale.
+	staleAfter = 10 * time.Second
+)

@@ -1,0 +1,134 @@
+package fleet
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"handrail.dev/handrail/internal/foundation/doorway"
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/wire"
+)
+
+// answerTime bounds the wait for a node to verify an order and start.
+const answerTime = 20 * time.Second
+
+// Stream is a session's stream on a node.
+type Stream struct {
+	*wire.Reader
+	*wire.Writer
+	conn *yamux.Stream
+}
+
+// Close ends the stream; the keeper at the other end ends the session.
+func (s *Stream) Close() error { return s.conn.Close() }
+
+// Start sends the order that the pass recorded for this host and returns the
+// session's stream once the node has verified it and started. Bulk streams
+// (no terminal) ride on a connection of their own, so that a copy does not
+// delay keystrokes.
+func (f *Fleet) Start(ctx context.Context, pass doorway.Pass, host string, bulk bool) (*Stream, wire.SessionAnswer, error) {
+	var answer wire.SessionAnswer
+	if !pass.Valid() {
+		return nil, answer, fault.New(fault.Internal, "cannot send an order without a pass")
+	}
+	envelope, err := f.envelope(ctx, pass, host)
+	if err != nil {
+		return nil, answer, err
+	}
+	conn, err := f.open(host, bulk)
+	if err != nil {
+		return nil, answer, err
+	}
+	_ = conn.SetDeadline(time.Now().Add(answerTime))
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := wire.WriteSessionOrder(conn, envelope); err != nil {
+		conn.Close()
+		return nil, answer, fault.Wrap(fault.Unavailable, err, "cannot reach the node of %s", host)
+	}
+	if answer, err = wire.ReadAnswer(conn); err != nil {
+		conn.Close()
+		return nil, answer, fault.Wrap(fault.Unavailable, err, "cannot hear the node of %s", host).
+			WithHint("handrail host show %s", host)
+	}
+	if err := answer.Err(); err != nil {
+		conn.Close()
+		return nil, answer, err
+	}
+	_ = conn.SetDeadline(time.Time{})
+	return &Stream{Reader: wire.NewReader(conn), Writer: wire.NewWriter(conn), conn: conn}, answer, nil
+}
+
+// Resume sends an order that answers and ends, such as session.resume.
+func (f *Fleet) Resume(ctx context.Context, pass doorway.Pass, host string) error {
+	s, _, err := f.Start(ctx, pass, host, false)
+	if err != nil {
+		return err
+	}
+	return s.Close()
+}
+
+// envelope builds the order from the pass's own entry for this host and adds
+// the consistency proof from the tree that the node last saw.
+func (f *Fleet) envelope(ctx context.Context, pass doorway.Pass, host string) ([]byte, error) {
+	receipt := pass.Receipt()
+	for i, e := range receipt.Entries() {
+		p, err := wire.ParseOrderPayload(e.Payload)
+		if err != nil || p.Node != host {
+			continue
+		}
+		proof, err := receipt.Proof(ctx, i)
+		if err != nil {
+			return nil, err
+		}
+		order, err := wire.BuildOrder(proof, f.d.Ring.Order())
+		if err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "cannot build an order")
+		}
+		env := wire.Envelope{Order: order}
+		f.addConsistency(ctx, &env, host, proof.Checkpoint)
+		return env.Marshal(), nil
+	}
+	return nil, fault.New(fault.Internal, "cannot send an order to %s: the pass recorded none for it", host)
+}
+
+// addConsistency is a courtesy that saves the node a question; on any trouble
+// the node asks for itself.
+func (f *Fleet) addConsistency(ctx context.Context, env *wire.Envelope, host string, checkpoint []byte) {
+	f.mu.Lock()
+	size := f.nodeLocked(host).size
+	f.mu.Unlock()
+	tree, err := f.openCheckpoint(checkpoint)
+	if err != nil || size == 0 || size == tree.N {
+		return
+	}
+	old, new := size, tree.N
+	if old > new {
+		old, new = new, old
+	}
+	if hashes, err := f.d.Store.Consistency(ctx, old, new); err == nil {
+		env.From, env.Consistency = size, hashes
+	}
+}
+
+// open opens a stream to the node.
+func (f *Fleet) open(host string, bulk bool) (*yamux.Stream, error) {
+	f.mu.Lock()
+	n := f.nodeLocked(host)
+	session := n.control
+	if bulk && n.bulk != nil {
+		session = n.bulk
+	}
+	f.mu.Unlock()
+	if session == nil {
+		return nil, fault.New(fault.Unavailable, "cannot reach the node of %s: it is not connected", host).
+			WithHint("handrail host show %s", host)
+	}
+	conn, err := session.OpenStream()
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot reach the node of %s", host).WithHint("handrail host show %s", host)
+	}
+	return conn, nil
+}
