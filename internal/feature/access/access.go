@@ -1,0 +1,539 @@
+// Package access is grants: a person asks to write on named hosts for a reason
+// and a time, somebody else agrees, and when the time is up it ends. Break-glass
+// is the same machine, begun at once: louder, shorter, ratified within minutes
+// or cut back to read, and a review owed.
+//
+// The machine is a pure step function (Step); rows, timers and sessions follow
+// it. What must stay true: a grant that is past its time is not in force even
+// when no timer has fired (Grant.InForce); every change is one row and one entry
+// in one transaction; folding the entries gives the rows; and after a crash Run
+// takes up from the rows alone.
+package access
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/doorway"
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/identity"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/policy"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/target"
+)
+
+// Sessions ends what runs under a grant. The session feature is one. Ending is
+// idempotent: a grant without live sessions is no error.
+type Sessions interface {
+	EndByGrant(ctx context.Context, grant, why string) (n int)
+}
+
+// Notices tells people. It may be nil: whoever follows the ledger sees the same.
+type Notices interface {
+	GrantChanged(ctx context.Context, g Grant, e Effect)
+}
+
+// Deps is what Access needs.
+type Deps struct {
+	Store     *store.Store
+	Door      *doorway.Door
+	Approvals *approval.Approvals
+	Policy    *policy.Force
+	Hosts     *target.Hosts
+	People    *identity.People
+	Sessions  Sessions // may be nil until UseSessions
+	Notices   Notices  // may be nil
+}
+
+// Access is the feature.
+type Access struct {
+	d    Deps
+	wake chan struct{}
+}
+
+// New returns Access. Run must run for grants to end by themselves.
+func New(d Deps) *Access { return &Access{d: d, wake: make(chan struct{}, 1)} }
+
+// UseSessions says who ends sessions. Sessions need Access to exist first; call
+// it before Run.
+func (x *Access) UseSessions(s Sessions) { x.d.Sessions = s }
+
+// Ask is what a person asks for.
+type Ask struct {
+	Hosts      []string // names, ids or selectors
+	Reason     string
+	Ticket     string
+	For        time.Duration // 0: half an hour, or the longest where that is less
+	Sudo, Root bool
+	Account    string            // "": the one that policy names
+	RequestID  string            // idempotency
+	Signature  approval.Evidence // the requester's own, over the subject hash; may be empty
+}
+
+const (
+	defaultFor = 30 * time.Minute
+	shortest   = time.Minute
+	maxReason  = 2000
+	maxTicket  = 200
+	maxCallID  = 100
+	maxTargets = 500
+	maxOpen    = 20 // live grants of one person
+)
+
+func actor(ctx context.Context) (identity.Principal, error) {
+	by, ok := identity.FromContext(ctx)
+	if !ok {
+		return by, fault.New(fault.Unauthenticated, "cannot tell who you are").WithHint("handrail login")
+	}
+	return by, nil
+}
+
+// check refuses what no approver should have to read.
+func (a Ask) check() error {
+	reason := strings.TrimSpace(a.Reason)
+	switch {
+	case len(a.Hosts) == 0:
+		return fault.New(fault.Invalid, "cannot ask for a grant: name at least one host").WithHint("handrail hosts")
+	case reason == "":
+		return fault.New(fault.Invalid, "cannot ask for a grant: say why").WithHint(`add --reason "why"`)
+	case len(reason) > maxReason || len(a.Ticket) > maxTicket || len(a.RequestID) > maxCallID || len(a.Hosts) > maxTargets:
+		return fault.New(fault.Invalid, "cannot ask for a grant: the reason may have %d characters, the ticket %d, and %d hosts may be named", maxReason, maxTicket, maxTargets)
+	case a.For < 0 || a.For > 0 && a.For < shortest:
+		return fault.New(fault.Invalid, "cannot ask for a grant for %v: at least a minute", a.For)
+	}
+	return nil
+}
+
+// hosts resolves what was asked for to the exact list that people agree to.
+func (x *Access) hosts(ctx context.Context, words []string) ([]target.Host, error) {
+	var hosts []target.Host
+	err := x.d.Store.View(ctx, func(v *store.View) (err error) {
+		hosts, err = x.d.Hosts.ResolveTx(v, words)
+		return err
+	})
+	if err == nil && len(hosts) > maxTargets {
+		err = fault.New(fault.Invalid, "cannot ask for a grant on %d hosts: at most %d", len(hosts), maxTargets)
+	}
+	return hosts, err
+}
+
+// draft makes a grant from what was asked for and what policy says, inside the
+// deciding transaction.
+func (x *Access) draft(tx *store.Tx, by identity.Principal, ask Ask, hosts []target.Host, engine *policy.Engine) (Grant, error) {
+	open, err := store.One[int64](tx, `SELECT COUNT(*) FROM grants WHERE person = $1 AND state IN ($2, $3, $4, $5)`,
+		by.ID, string(Requested), string(Approved), string(Active), string(Paused))
+	if err != nil {
+		return Grant{}, err
+	}
+	if open >= maxOpen {
+		return Grant{}, fault.New(fault.Exhausted, "cannot ask for another grant: you have %d", open).WithHint("handrail access, then end one: handrail revoke ID")
+	}
+	person, err := x.d.People.GetTx(tx, by.ID)
+	if err != nil {
+		return Grant{}, err
+	}
+	g := Grant{
+		Person: by.ID, PersonName: person.Name, Kind: Routine, Targets: targetsOf(hosts), Sudo: ask.Sudo || ask.Root, Root: ask.Root,
+		Reason: strings.TrimSpace(ask.Reason), Ticket: strings.TrimSpace(ask.Ticket), RequestID: ask.RequestID,
+		BuddyRequired: engine.BuddyRequired(hosts...), Policy: engine.Version(),
+	}
+	if g.Sudo || g.Root {
+		g.Kind = Elevated
+	}
+	if ask.Root { // root is not an account that policy names: it is what was asked for
+		g.Account = "root"
+		return g, nil
+	}
+	g.Account, err = account(ask.Account, hosts, engine)
+	return g, err
+}
+
+// account is the account that policy names on all the hosts, or "" where it
+// differs. Somebody who asks for another is refused, not corrected.
+func account(asked string, hosts []target.Host, engine *policy.Engine) (string, error) {
+	named := engine.WriteAccount(hosts[0])
+	for _, h := range hosts {
+		mine := engine.WriteAccount(h)
+		if asked != "" && asked != mine {
+			return "", fault.New(fault.Denied, "cannot write as %.40q on %s: policy names %s", asked, h.Name, mine)
+		}
+		if mine != named {
+			named = ""
+		}
+	}
+	return named, nil
+}
+
+// Asked is the answer to Elevate and BreakGlass.
+type Asked struct {
+	Grant     Grant
+	Approval  approval.Approval
+	Approvers []string // groups that could agree
+}
+
+// Elevate asks for a grant. Somebody else makes it active.
+func (x *Access) Elevate(ctx context.Context, ask Ask) (Asked, error) {
+	return x.ask(ctx, ask, "grants.request", "elevate")
+}
+
+// BreakGlass makes a grant active at once.
+func (x *Access) BreakGlass(ctx context.Context, ask Ask) (Asked, error) {
+	return x.ask(ctx, ask, "grants.breakglass", "break-glass")
+}
+
+func (x *Access) ask(ctx context.Context, ask Ask, action, word string) (Asked, error) {
+	by, err := actor(ctx)
+	if err != nil {
+		return Asked{}, err
+	}
+	if err := ask.check(); err != nil {
+		return Asked{}, err
+	}
+	if ask.RequestID != "" {
+		if old, found, err := x.again(ctx, by, ask); err != nil || found {
+			return old, err
+		}
+	}
+	hosts, err := x.hosts(ctx, ask.Hosts)
+	if err != nil {
+		return Asked{}, err
+	}
+	var asked Asked
+	id := store.NewID('g')
+	act := doorway.Act{
+		Action: action, By: by, Hosts: hosts, Context: policy.Context{Sudo: ask.Sudo || ask.Root, Root: ask.Root},
+		Facts: func(q store.Queryer, c *policy.Context) (err error) {
+			c.OwesReview, err = owes(q, by.ID, now(q))
+			return err
+		},
+		Open: func(tx *store.Tx, _ policy.Decision) (entries []ledger.Entry, err error) {
+			asked, entries, err = x.openTx(tx, by, ask, hosts, id, action == "grants.breakglass")
+			return entries, err
+		},
+	}
+	if ask.RequestID != "" {
+		act.ID = word + "/" + by.ID + "/" + ask.RequestID
+	}
+	if _, err := x.d.Door.Do(ctx, act, nil); err != nil {
+		return Asked{}, err
+	}
+	if asked.Grant.ID == "" { // two calls with one request id raced, and the other won
+		old, _, err := x.again(ctx, by, ask)
+		return old, err
+	}
+	x.tell(ctx, asked.Grant, Effect{Kind: EffectAsk, Grant: asked.Grant.ID})
+	if asked.Grant.Kind == BreakGlass {
+		x.tell(ctx, asked.Grant, Effect{Kind: EffectPage, Grant: asked.Grant.ID})
+	}
+	x.poke()
+	return asked, nil
+}
+
+// openTx writes the grant and the request that goes with it: for the grant
+// itself, or for the ratification of one that runs.
+func (x *Access) openTx(tx *store.Tx, by identity.Principal, ask Ask, stale []target.Host, id string, glass bool) (Asked, []ledger.Entry, error) {
+	hosts := make([]target.Host, len(stale))
+	for i, h := range stale {
+		fresh, err := x.d.Hosts.GetTx(tx, h.ID)
+		if err != nil {
+			return Asked{}, nil, err
+		}
+		hosts[i] = fresh
+	}
+	engine, err := x.d.Policy.EngineTx(tx)
+	if err != nil {
+		return Asked{}, nil, err
+	}
+	g, err := x.draft(tx, by, ask, hosts, engine)
+	if err != nil {
+		return Asked{}, nil, err
+	}
+	g.ID = id
+	event, kind := Event{Kind: EventRequest, By: by.ID}, KindGrant
+	longest := engine.MaxDuration(hosts...)
+	g.AskedFor = ask.For
+	if g.AskedFor == 0 {
+		g.AskedFor = min(defaultFor, longest)
+	}
+	if g.AskedFor > longest {
+		return Asked{}, nil, fault.New(fault.Denied, "cannot ask for a grant of %s there: policy allows %s", short(g.AskedFor), short(longest)).
+			WithRule("longest_grant").WithHint("--for %s", short(longest))
+	}
+	if glass {
+		event.Kind, kind = EventDeclare, KindRatification
+		g.Kind, g.AskedFor = BreakGlass, engine.BreakGlassFor(hosts...)
+		g.RatifyBy, g.ReviewWithin = tx.Now().Add(engine.RatifyWithin()).UnixMicro(), engine.ReviewWithin()
+	}
+	g, _, err = Step(g, event, tx.Now())
+	if err != nil {
+		return Asked{}, nil, err
+	}
+	body, err := g.request()
+	if err != nil {
+		return Asked{}, nil, err
+	}
+	rule := ruleOf(engine.Approval(kind, hosts...))
+	if glass { // not a moment longer than the grant waits for it
+		rule.Lapse = engine.RatifyWithin()
+	}
+	a, asks, err := x.d.Approvals.RequestTx(tx, by, kind, body, rule)
+	if err != nil {
+		return Asked{}, nil, err
+	}
+	g.Approval = a.ID
+	if err := saveTx(tx, g); err != nil {
+		return Asked{}, nil, err
+	}
+	return Asked{Grant: g, Approval: a, Approvers: a.Rule.Groups}, append([]ledger.Entry{g.entry(actionOf[event.Kind], by.ID)}, asks...), nil
+}
+
+func ruleOf(r policy.ApprovalRule) approval.Rule {
+	return approval.Rule{Needed: r.Needed, Groups: r.Groups, DifferentGroups: r.DifferentGroups, Passkey: r.Passkey, Lapse: time.Duration(r.Lapse)}
+}
+
+// again answers a call whose request id is known: the same grant. It also takes
+// the requester's own signature, which needs the subject hash of the first
+// answer.
+func (x *Access) again(ctx context.Context, by identity.Principal, ask Ask) (Asked, bool, error) {
+	var asked Asked
+	found := false
+	err := x.d.Store.View(ctx, func(v *store.View) error {
+		list, err := find(v, `WHERE g.person = $1 AND g.request_id = $2 LIMIT 1`, by.ID, ask.RequestID)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		found = true
+		a, err := x.d.Approvals.GetTx(v, list[0].Approval)
+		asked = Asked{Grant: list[0], Approval: a, Approvers: a.Rule.Groups}
+		return err
+	})
+	if err != nil || !found || len(ask.Signature.DeviceSignature) == 0 && ask.Signature.Response == "" || asked.Approval.Signed != nil {
+		return asked, found, err
+	}
+	hosts := make([]target.Host, len(asked.Grant.Targets))
+	for i, t := range asked.Grant.Targets {
+		hosts[i] = target.Host{ID: t.ID}
+	}
+	_, err = x.d.Door.Do(ctx, doorway.Act{
+		Action: "grants.request", By: by, Hosts: hosts,
+		Open: func(tx *store.Tx, _ policy.Decision) (entries []ledger.Entry, err error) {
+			asked.Approval, entries, err = x.d.Approvals.SignTx(tx, by, asked.Approval.ID, ask.Signature)
+			return entries, err
+		},
+	}, nil)
+	return asked, true, err
+}
+
+// now is the time of a transaction, or of the call for a view.
+func now(q store.Queryer) time.Time {
+	if tx, ok := q.(*store.Tx); ok {
+		return tx.Now()
+	}
+	return time.Now().UTC()
+}
+
+// owes says whether the person owes a review past its date.
+func owes(q store.Queryer, person string, at time.Time) (bool, error) {
+	n, err := store.One[int64](q, `SELECT COUNT(*) FROM grants WHERE person = $1 AND state = $2 AND review_by <= $3`, person, string(InReview), at.UnixMicro())
+	return n > 0, err
+}
+
+// Revoke ends somebody's grant, or a request for one. It says how many sessions
+// died of it.
+func (x *Access) Revoke(ctx context.Context, id, reason string) (Grant, int, error) {
+	return x.finish(ctx, id, Revoked)
+}
+
+// Done ends one's own grant early.
+func (x *Access) Done(ctx context.Context, id string) (Grant, int, error) {
+	return x.finish(ctx, id, Done)
+}
+
+func (x *Access) finish(ctx context.Context, id, why string) (Grant, int, error) {
+	by, err := actor(ctx)
+	if err != nil {
+		return Grant{}, 0, err
+	}
+	var g Grant
+	killed := 0
+	_, err = x.d.Door.Do(ctx, doorway.Act{
+		Action: "grants.revoke", By: by, Facts: x.self(id, by),
+		Open: func(tx *store.Tx, _ policy.Decision) ([]ledger.Entry, error) {
+			before, err := x.mineTx(tx, id, by)
+			if err != nil {
+				return nil, err
+			}
+			if why == Done && before.Person != by.ID {
+				return nil, fault.New(fault.Denied, "cannot finish grant %s: it is of %s", before.ID, before.PersonName).WithHint("handrail revoke %s", before.ID)
+			}
+			var entries []ledger.Entry
+			g, entries, _, err = applyTx(tx, before, Event{Kind: EventEnd, By: by.ID, Why: why})
+			if err != nil || g.Approval == "" {
+				return entries, err
+			}
+			more, err := x.d.Approvals.WithdrawTx(tx, by.ID, g.Approval, why)
+			return append(entries, more...), err
+		},
+	}, func(ctx context.Context, _ doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
+		killed = x.enforce(ctx, g)
+		return ledger.OK, nil, nil
+	})
+	if err == nil {
+		x.tell(ctx, g, Effect{Kind: EffectTell, Grant: g.ID, Why: why})
+	}
+	return g, killed, err
+}
+
+// self completes the circumstances with whether the grant is the actor's own.
+func (x *Access) self(id string, by identity.Principal) func(store.Queryer, *policy.Context) error {
+	return func(q store.Queryer, c *policy.Context) error {
+		g, err := x.mineTx(q, id, by)
+		c.Self = g.Person == by.ID
+		return err
+	}
+}
+
+// mineTx is getTx, and "-" is the actor's latest.
+func (x *Access) mineTx(q store.Queryer, id string, by identity.Principal) (Grant, error) {
+	if id != "-" {
+		return getTx(q, id)
+	}
+	list, err := find(q, `WHERE g.person = $1 ORDER BY g.requested DESC, g.id LIMIT 1`, by.ID)
+	if err != nil {
+		return Grant{}, err
+	}
+	if len(list) == 0 {
+		return Grant{}, fault.New(fault.NotFound, "cannot find a grant of yours").WithHint(`handrail elevate HOST --reason "why"`)
+	}
+	return list[0], nil
+}
+
+// enforce ends the sessions of a grant that is not in force any more.
+func (x *Access) enforce(ctx context.Context, g Grant) int {
+	if x.d.Sessions == nil || g.ID == "" || g.Live() {
+		return 0
+	}
+	why := g.EndedWhy
+	if why == "" {
+		why = string(g.State)
+	}
+	return x.d.Sessions.EndByGrant(ctx, g.ID, why)
+}
+
+func (x *Access) tell(ctx context.Context, g Grant, e Effect) {
+	if x.d.Notices != nil {
+		x.d.Notices.GrantChanged(ctx, g, e)
+	}
+}
+
+// poke makes Run look at the rows again.
+func (x *Access) poke() {
+	select {
+	case x.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Review closes the review that a break-glass owes. Never by who declared it.
+func (x *Access) Review(ctx context.Context, id, verdict, notes string) (Grant, error) {
+	by, err := actor(ctx)
+	if err != nil {
+		return Grant{}, err
+	}
+	if len(notes) > maxReason {
+		return Grant{}, fault.New(fault.Invalid, "cannot close the review: the notes may have %d characters", maxReason)
+	}
+	return x.change(ctx, by, "grants.review", id, Event{Kind: EventReview, By: by.ID, Verdict: verdict, Notes: notes})
+}
+
+// Pause takes a grant's power away for a while; its time goes on.
+func (x *Access) Pause(ctx context.Context, id, why string) (Grant, error) {
+	by, err := actor(ctx)
+	if err != nil {
+		return Grant{}, err
+	}
+	return x.change(ctx, by, "grants.revoke", id, Event{Kind: EventPause, By: by.ID, Why: why})
+}
+
+// Resume gives it back, which takes somebody who may agree to grants, and is
+// never the person who holds it.
+func (x *Access) Resume(ctx context.Context, id string) (Grant, error) {
+	by, err := actor(ctx)
+	if err != nil {
+		return Grant{}, err
+	}
+	return x.change(ctx, by, "approvals.decide", id, Event{Kind: EventResume, By: by.ID})
+}
+
+// change is one event of a person on a grant.
+func (x *Access) change(ctx context.Context, by identity.Principal, action, id string, e Event) (Grant, error) {
+	var g Grant
+	var effects []Effect
+	_, err := x.d.Door.Do(ctx, doorway.Act{
+		Action: action, By: by, Facts: x.self(id, by),
+		Open: func(tx *store.Tx, _ policy.Decision) (entries []ledger.Entry, err error) {
+			if g, err = x.mineTx(tx, id, by); err != nil {
+				return nil, err
+			}
+			g, entries, effects, err = applyTx(tx, g, e)
+			return entries, err
+		},
+	}, nil)
+	if err != nil {
+		return Grant{}, err
+	}
+	for _, effect := range effects {
+		x.tell(ctx, g, effect)
+	}
+	x.poke()
+	return g, nil
+}
+
+// Get returns a grant by id, unique beginning of one, or "-" for my latest.
+func (x *Access) Get(ctx context.Context, id string) (Grant, error) {
+	by, err := actor(ctx)
+	if err != nil {
+		return Grant{}, err
+	}
+	if err := x.d.Door.Read(ctx, doorway.Act{Action: "grants.list", By: by}); err != nil {
+		return Grant{}, err
+	}
+	var g Grant
+	err = x.d.Store.View(ctx, func(v *store.View) (err error) {
+		g, err = x.mineTx(v, id, by)
+		return err
+	})
+	return g, err
+}
+
+// maxListed bounds a list.
+const maxListed = 500
+
+// List returns grants, newest first: open ones (live, or with a review owed) or
+// all; one's own or everybody's.
+func (x *Access) List(ctx context.Context, openOnly, mine bool) ([]Grant, error) {
+	by, err := actor(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.d.Door.Read(ctx, doorway.Act{Action: "grants.list", By: by}); err != nil {
+		return nil, err
+	}
+	person := ""
+	if mine {
+		person = by.ID
+	}
+	var list []Grant
+	err = x.d.Store.View(ctx, func(v *store.View) (err error) {
+		list, err = find(v, `WHERE g.person = $1 OR $2 ORDER BY g.requested DESC, g.id LIMIT $3`, person, !mine, maxListed)
+		return err
+	})
+	if openOnly {
+		list = slices.DeleteFunc(list, func(g Grant) bool { return !g.Live() && g.State != InReview })
+	}
+	return list, err
+}

@@ -1,0 +1,610 @@
+package access_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"fmt"
+	mrand "math/rand/v2"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/mod/sumdb/note"
+
+	"handrail.dev/handrail/internal/feature/access"
+	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/doorway"
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/identity"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/policy"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/target"
+)
+
+// plainKeys seals nothing: what is tested here is not secrecy.
+type plainKeys struct{}
+
+func (plainKeys) Seal(_ string, plain, _ []byte) ([]byte, error)  { return plain, nil }
+func (plainKeys) Open(_ string, sealed, _ []byte) ([]byte, error) { return sealed, nil }
+func (plainKeys) Destroy(string) error                            { return nil }
+
+// sessions remembers which grants' sessions were ended, and why.
+type sessions struct {
+	mu    sync.Mutex
+	ended map[string]string
+	done  chan string
+}
+
+func (s *sessions) EndByGrant(_ context.Context, grant, why string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended[grant] == "" {
+		s.ended[grant] = why
+		select {
+		case s.done <- grant:
+		default:
+		}
+		return 1
+	}
+	return 0
+}
+
+func (s *sessions) why(grant string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended[grant]
+}
+
+// house is an installation with hosts, people and their device keys.
+type house struct {
+	t         *testing.T
+	dir       string
+	store     *store.Store
+	people    *identity.People
+	hosts     *target.Hosts
+	policy    *policy.Force
+	approvals *approval.Approvals
+	access    *access.Access
+	sessions  *sessions
+	keys      map[string]ssh.Signer
+	signer    note.Signer
+	verifier  note.Verifier
+}
+
+func fatal(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// build makes an installation whose policy is the default with some texts
+// replaced in its settings.
+func build(t *testing.T, replace ...string) *house {
+	t.Helper()
+	private, public, err := note.GenerateKey(rand.Reader, "test.example")
+	fatal(t, err)
+	h := &house{t: t, dir: t.TempDir(), keys: map[string]ssh.Signer{}}
+	h.signer, err = note.NewSigner(private)
+	fatal(t, err)
+	h.verifier, err = note.NewVerifier(public)
+	fatal(t, err)
+	h.start()
+	t.Cleanup(func() { _ = h.store.Close() })
+	set := policy.Default()
+	for i := range set.Files {
+		set.Files[i].Text = strings.NewReplacer(replace...).Replace(set.Files[i].Text)
+	}
+	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, e, err := h.policy.ApplyTx(tx, "system", set, 0)
+		return []ledger.Entry{e}, err
+	})
+	for _, host := range []target.Host{{Name: "web-1", Environment: "production"}, {Name: "web-2", Environment: "staging"}, {Name: "pay-1", Environment: "production", Scope: "pci"}} {
+		h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+			e, err := h.hosts.AddTx(tx, host)
+			return []ledger.Entry{e}, err
+		})
+	}
+	return h
+}
+
+// start opens the store and wires what stands on it; called again, it is a
+// restart.
+func (h *house) start() {
+	h.t.Helper()
+	migrations := slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema())
+	dsn := os.Getenv("HANDRAIL_TEST_DSN") // an empty PostgreSQL database, for one test at a time
+	if dsn == "" {
+		dsn = "sqlite:" + h.dir
+	}
+	s, err := store.Open(h.t.Context(), store.Config{
+		DSN: dsn, Spool: h.dir, Origin: "test.example", Signer: h.signer, Verifier: h.verifier, Seals: plainKeys{},
+		Bootstrap: func() bool { return false }, Migrations: migrations,
+	})
+	fatal(h.t, err)
+	h.store, h.people, h.hosts, h.policy = s, identity.New(identity.Deps{Store: s}), target.NewHosts(s), policy.NewForce(s)
+	h.approvals = approval.New(approval.Deps{Store: s, People: h.people, Kinds: access.Kinds()})
+	h.sessions = &sessions{ended: map[string]string{}, done: make(chan string, 100)}
+	door := doorway.New(doorway.Deps{Store: s, People: h.people, Hosts: h.hosts, Policy: h.policy, Grants: access.Standing{}})
+	h.access = access.New(access.Deps{Store: s, Door: door, Approvals: h.approvals, Policy: h.policy, Hosts: h.hosts, People: h.people, Sessions: h.sessions})
+}
+
+func (h *house) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
+	h.t.Helper()
+	_, err := h.store.Record(h.t.Context(), store.NewID('x'), fn)
+	fatal(h.t, err)
+}
+
+// person adds somebody with a device key that is old enough to approve.
+func (h *house) person(name string, groups ...string) context.Context {
+	h.t.Helper()
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	fatal(h.t, err)
+	signer, err := ssh.NewSignerFromKey(private)
+	fatal(h.t, err)
+	var p identity.Person
+	h.record(func(tx *store.Tx) (entries []ledger.Entry, err error) {
+		if p, entries, err = h.people.AddTx(tx, identity.Principal{ID: "system"}, name, groups); err != nil {
+			return nil, err
+		}
+		_, err = tx.Exec(`INSERT INTO devices (id, person, name, public_key, fingerprint, created, may_approve_from, revoked, version) VALUES ($1, $2, 'laptop', $3, $4, 1, 1, 0, 1)`,
+			store.NewID('d'), p.ID, signer.PublicKey().Marshal(), ssh.FingerprintSHA256(signer.PublicKey()))
+		return entries, err
+	})
+	h.keys[p.ID] = signer
+	return identity.WithPrincipal(h.t.Context(), identity.Principal{ID: p.ID, Name: p.Name, Kind: identity.KindPerson, Groups: p.Groups, Epoch: p.Epoch})
+}
+
+func id(ctx context.Context) string {
+	p, _ := identity.FromContext(ctx)
+	return p.ID
+}
+
+// sign makes the device signature of whoever acts in ctx.
+func (h *house) sign(ctx context.Context, hash []byte) approval.Evidence {
+	h.t.Helper()
+	sig, err := h.keys[id(ctx)].Sign(rand.Reader, identity.ApprovalMessage(hash))
+	fatal(h.t, err)
+	return approval.Evidence{DeviceSignature: ssh.Marshal(sig)}
+}
+
+func (h *house) approve(ctx context.Context, a approval.Approval) (approval.Approval, error) {
+	return h.access.Approve(ctx, a.ID, a.Hash, h.sign(ctx, a.Hash))
+}
+
+func (h *house) active(ctx context.Context, host string) (force doorway.GrantInForce, ok bool) {
+	h.t.Helper()
+	at, err := h.hosts.Get(h.t.Context(), host)
+	fatal(h.t, err)
+	fatal(h.t, h.store.View(h.t.Context(), func(v *store.View) (err error) {
+		force, ok, err = access.Standing{}.Active(v, id(ctx), at.ID, time.Now())
+		return err
+	}))
+	return force, ok
+}
+
+// run starts Run and returns a function that stops it.
+func (h *house) run() (stop func()) {
+	ctx, cancel := context.WithCancel(h.t.Context())
+	finished := make(chan error, 1)
+	go func() { finished <- h.access.Run(ctx) }()
+	return func() {
+		cancel()
+		fatal(h.t, <-finished)
+	}
+}
+
+// ended waits until the sessions of a grant are ended.
+func (h *house) ended(grant string) string {
+	h.t.Helper()
+	late := time.After(20 * time.Second)
+	for h.sessions.why(grant) == "" {
+		select {
+		case <-h.sessions.done:
+		case <-late:
+			h.t.Fatalf("the sessions of %s are not ended", grant)
+		}
+	}
+	return h.sessions.why(grant)
+}
+
+func TestElevateApproveWriteRevoke(t *testing.T) {
+	h := build(t)
+	ada, bob := h.person("ada", "developer"), h.person("bob", "operator")
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1", "web-2"}, Reason: "it burns", Ticket: "OPS-7", For: 30 * time.Minute})
+	fatal(t, err)
+	if asked.Grant.State != access.Requested || len(asked.Grant.Targets) != 2 || !slices.Equal(asked.Approvers, []string{"operator", "admin"}) {
+		t.Fatalf("%+v", asked)
+	}
+	if _, ok := h.active(ada, "web-1"); ok {
+		t.Fatal("in force before anybody agreed")
+	}
+	shown, err := h.access.Show(bob, asked.Grant.ID)
+	fatal(t, err)
+	text := fmt.Sprint(shown.Description)
+	if shown.MayNot != nil || !strings.Contains(text, "web-2") || !strings.Contains(text, "it burns") || !strings.Contains(text, "OPS-7") || len(shown.Description.CannotContain) == 0 {
+		t.Errorf("bob does not see what he agrees to: %+v", shown)
+	}
+	if own, err := h.access.Show(ada, asked.Approval.ID); err != nil || own.MayNot == nil {
+		t.Errorf("ada may decide her own request: %v", err)
+	}
+	a, err := h.approve(bob, asked.Approval)
+	fatal(t, err)
+	if a.State != approval.Approved || len(a.Decisions[0].Signature.PublicKey) == 0 {
+		t.Fatalf("%+v", a)
+	}
+	force, ok := h.active(ada, "web-1")
+	if !ok || force.ID != asked.Grant.ID || len(force.Authority.Signatures) != 1 || string(force.Authority.Request) != string(a.Request) {
+		t.Fatalf("not in force, or without what a write order carries: %+v", force)
+	}
+	if _, ok := h.active(ada, "pay-1"); ok {
+		t.Error("in force on a host that nobody agreed to")
+	}
+	if _, ok := h.active(bob, "web-1"); ok {
+		t.Error("in force for somebody else")
+	}
+	g, killed, err := h.access.Revoke(bob, asked.Grant.ID, "enough")
+	if err != nil || g.State != access.Ended || g.EndedWhy != access.Revoked || killed != 1 {
+		t.Errorf("%+v %d %v", g, killed, err)
+	}
+	if _, ok := h.active(ada, "web-1"); ok {
+		t.Error("in force after it was revoked")
+	}
+	h.folds()
+}
+
+// folds checks that the ledger alone gives the table of grants.
+func (h *house) folds() {
+	h.t.Helper()
+	var all []ledger.Recorded
+	for after := int64(-1); ; {
+		page, err := h.store.Entries(h.t.Context(), store.EntryQuery{After: after, Limit: 1000})
+		fatal(h.t, err)
+		if len(page) == 0 {
+			break
+		}
+		all, after = append(all, page...), page[len(page)-1].Seq
+	}
+	mrand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	folded, err := access.Fold(all)
+	fatal(h.t, err)
+	auditor := h.person("auditor-"+store.NewID('x')[2:], "auditor")
+	rows, err := h.access.List(auditor, false, false)
+	fatal(h.t, err)
+	if len(rows) != len(folded) {
+		h.t.Errorf("%d grants in the table, %d in the ledger", len(rows), len(folded))
+	}
+	for _, g := range rows {
+		if !reflect.DeepEqual(g, folded[g.ID]) {
+			h.t.Errorf("the ledger folds to\n%+v, the table has\n%+v", folded[g.ID], g)
+		}
+	}
+}
+
+func TestNobodyAgreesToTheirOwnNotEvenAnAdmin(t *testing.T) {
+	h := build(t)
+	amy, eve := h.person("amy", "admin", "operator"), h.person("eve", "developer")
+	asked, err := h.access.Elevate(amy, access.Ask{Hosts: []string{"web-1"}, Reason: "mine"})
+	fatal(t, err)
+	_, err = h.approve(amy, asked.Approval)
+	if f := fault.From(err); f == nil || f.Kind != fault.Denied || f.Rule != "never-your-own" {
+		t.Errorf("an admin agreed to their own: %v", err)
+	}
+	if _, err := h.approve(eve, asked.Approval); fault.KindOf(err) != fault.Denied {
+		t.Errorf("a developer agreed: %v", err)
+	}
+	if _, ok := h.active(amy, "web-1"); ok {
+		t.Error("in force")
+	}
+}
+
+func TestASignatureOfAnotherOrOverAnotherHashIsRefused(t *testing.T) {
+	h := build(t)
+	ada, bob, carl := h.person("ada"), h.person("bob", "operator"), h.person("carl", "operator")
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "it burns"})
+	fatal(t, err)
+	a := asked.Approval
+	if _, err := h.access.Approve(bob, a.ID, a.Hash, h.sign(carl, a.Hash)); fault.KindOf(err) != fault.Denied {
+		t.Errorf("carl's signature for bob: %v", err)
+	}
+	other := approval.SubjectHash("grant", []byte("another"))
+	if _, err := h.access.Approve(bob, a.ID, other, h.sign(bob, other)); err == nil {
+		t.Error("another hash")
+	}
+	if _, err := h.access.Approve(bob, a.ID, a.Hash, h.sign(bob, other)); err == nil {
+		t.Error("a signature over another hash")
+	}
+	if _, err := h.access.Approve(bob, a.ID, a.Hash, approval.Evidence{}); fault.KindOf(err) != fault.Denied {
+		t.Errorf("no signature: %v", err)
+	}
+	// A sock puppet: a device enrolled a minute ago.
+	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, err := tx.Exec(`UPDATE devices SET may_approve_from = $1 WHERE person = $2`, time.Now().Add(24*time.Hour).UnixMicro(), id(bob))
+		return []ledger.Entry{{Action: "test.changed"}}, err
+	})
+	if _, err := h.approve(bob, a); fault.From(err).Rule != "young-credential" {
+		t.Errorf("a credential made a minute ago: %v", err)
+	}
+	// The row changes after it was asked for: what was signed is not there any more.
+	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, err := tx.Exec(`UPDATE grants SET body = REPLACE(body, 'it burns', 'it shines')`)
+		return []ledger.Entry{{Action: "test.changed"}}, err
+	})
+	if _, err := h.approve(carl, a); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("a grant that changed after the request: %v", err)
+	}
+}
+
+func TestTwoApproversAtOnceMakeOneGrant(t *testing.T) {
+	h := build(t)
+	ada := h.person("ada")
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "it burns"})
+	fatal(t, err)
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	won := 0
+	for i := range 6 {
+		ctx := h.person(fmt.Sprintf("op%d", i), "operator")
+		evidence := h.sign(ctx, asked.Approval.Hash)
+		wait.Go(func() {
+			_, err := h.access.Approve(ctx, asked.Approval.ID, asked.Approval.Hash, evidence)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				won++
+			} else if fault.KindOf(err) != fault.Conflict {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	wait.Wait()
+	if g, err := h.access.Get(ada, asked.Grant.ID); err != nil || won != 1 || g.Version != 3 || g.State != access.Active {
+		t.Errorf("%d approvals won, %+v, %v", won, g, err)
+	}
+}
+
+func TestARequestWithAnIdIsMadeOnceAndCanBeSignedAfterwards(t *testing.T) {
+	h := build(t)
+	ada, bob := h.person("ada"), h.person("bob", "operator")
+	ask := access.Ask{Hosts: []string{"web-1"}, Reason: "it burns", RequestID: "r-1"}
+	first, err := h.access.Elevate(ada, ask)
+	fatal(t, err)
+	ask.Signature = h.sign(ada, first.Approval.Hash)
+	again, err := h.access.Elevate(ada, ask)
+	if err != nil || again.Grant.ID != first.Grant.ID || again.Approval.Signed == nil {
+		t.Fatalf("%+v %v", again, err)
+	}
+	_, err = h.approve(bob, again.Approval)
+	fatal(t, err)
+	force, _ := h.active(ada, "web-1")
+	if len(force.Authority.Signatures) != 2 || force.Authority.Signatures[0].Role != "requester" || force.Authority.Signatures[1].Role != "approver" {
+		t.Errorf("%+v", force.Authority)
+	}
+}
+
+func TestWhatPolicyDoesNotAllowCannotBeAskedFor(t *testing.T) {
+	h := build(t)
+	ada := h.person("ada")
+	for name, ask := range map[string]access.Ask{
+		"no reason":            {Hosts: []string{"web-1"}},
+		"no host":              {Reason: "x"},
+		"a missing host":       {Hosts: []string{"web-9"}, Reason: "x"},
+		"too long":             {Hosts: []string{"web-1"}, Reason: "x", For: 3 * time.Hour},
+		"too long for one":     {Hosts: []string{"web-2", "pay-1"}, Reason: "x", For: 2 * time.Hour},
+		"another account":      {Hosts: []string{"web-1"}, Reason: "x", Account: "postgres"},
+		"a second of it":       {Hosts: []string{"web-1"}, Reason: "x", For: time.Second},
+		"a reason like a book": {Hosts: []string{"web-1"}, Reason: strings.Repeat("x", 5000)},
+	} {
+		if _, err := h.access.Elevate(ada, ask); err == nil {
+			t.Errorf("%s is granted", name)
+		}
+	}
+	nobody := t.Context()
+	if _, err := h.access.Elevate(nobody, access.Ask{Hosts: []string{"web-1"}, Reason: "x"}); fault.KindOf(err) != fault.Unauthenticated {
+		t.Errorf("nobody: %v", err)
+	}
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"pay-1"}, Reason: "x", Root: true})
+	if err != nil || !asked.Grant.BuddyRequired || asked.Grant.Kind != access.Elevated || asked.Grant.Account != "root" {
+		t.Errorf("%+v %v", asked.Grant, err)
+	}
+	if !strings.Contains(fmt.Sprint(asked.Grant.CannotContain()), "at, cron, systemd-run, docker") {
+		t.Error("root is not told about")
+	}
+	for i := range 30 {
+		_, err = h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: fmt.Sprint(i)})
+	}
+	if fault.KindOf(err) != fault.Exhausted {
+		t.Errorf("thirty requests: %v", err)
+	}
+}
+
+func TestBreakGlassIsAtOnceAndOwesAReview(t *testing.T) {
+	h := build(t)
+	ada, bob := h.person("ada"), h.person("bob", "operator")
+	asked, err := h.access.BreakGlass(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "production is down"})
+	fatal(t, err)
+	force, ok := h.active(ada, "web-1")
+	if !ok || force.Kind != access.BreakGlass || asked.Approval.Kind != access.KindRatification {
+		t.Fatalf("%+v", force)
+	}
+	if _, err := h.approve(ada, asked.Approval); fault.KindOf(err) != fault.Denied {
+		t.Errorf("ratified by themselves: %v", err)
+	}
+	_, err = h.approve(bob, asked.Approval)
+	fatal(t, err)
+	g, err := h.access.Get(ada, "-")
+	if err != nil || g.RatifiedBy != id(bob) || g.State != access.Active {
+		t.Errorf("%+v %v", g, err)
+	}
+	g, _, err = h.access.Done(ada, g.ID)
+	if err != nil || g.State != access.InReview {
+		t.Errorf("%+v %v", g, err)
+	}
+	if _, err := h.access.Review(ada, g.ID, "justified", ""); fault.KindOf(err) != fault.Denied {
+		t.Errorf("their own review: %v", err)
+	}
+	// Not yet due: the glass can be broken again.
+	second, err := h.access.BreakGlass(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "again"})
+	fatal(t, err)
+	// Overdue: it cannot, until somebody closes it.
+	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, err := tx.Exec(`UPDATE grants SET review_by = 1 WHERE id = $1`, g.ID)
+		return []ledger.Entry{{Action: "test.changed"}}, err
+	})
+	_, err = h.access.BreakGlass(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "and again"})
+	if f := fault.From(err); f == nil || f.Rule != "a-review-is-owed" {
+		t.Errorf("who owes a review broke the glass: %v", err)
+	}
+	g, err = h.access.Review(bob, g.ID, "justified", "it was down")
+	if err != nil || g.State != access.Closed || g.ReviewedBy != id(bob) {
+		t.Errorf("%+v %v", g, err)
+	}
+	if _, err = h.access.BreakGlass(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "and again"}); err != nil {
+		t.Errorf("after the review: %v", err)
+	}
+	if _, err := h.access.Deny(bob, second.Approval.ID, "not this time"); err != nil {
+		t.Errorf("deny: %v", err)
+	}
+	if g, err = h.access.Get(ada, second.Grant.ID); err != nil || g.EndedWhy != access.Unratified || h.sessions.why(g.ID) != access.Unratified {
+		t.Errorf("a refused ratification cuts it back: %+v %v", g, err)
+	}
+	h.folds()
+}
+
+func TestTimeEndsWhatItMust(t *testing.T) {
+	h := build(t, `ratify_within = "10m"`, `ratify_within = "300ms"`, "lapse = \"1h\"", "lapse = \"200ms\"", `for = "30m" `, `for = "500ms"`)
+	ada, bob := h.person("ada"), h.person("bob", "operator")
+	stop := h.run()
+	lapses, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "nobody answers"})
+	fatal(t, err)
+	unratified, err := h.access.BreakGlass(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "nobody ratifies"})
+	fatal(t, err)
+	expires, err := h.access.BreakGlass(ada, access.Ask{Hosts: []string{"web-2"}, Reason: "somebody ratifies"})
+	fatal(t, err)
+	_, err = h.approve(bob, expires.Approval)
+	fatal(t, err)
+	if why := h.ended(unratified.Grant.ID); why != access.Unratified {
+		t.Errorf("ended %s", why)
+	}
+	if why := h.ended(expires.Grant.ID); why != access.Expired {
+		t.Errorf("ended %s", why)
+	}
+	g, err := h.access.Get(ada, lapses.Grant.ID)
+	if err != nil || g.State != access.Lapsed {
+		t.Errorf("%+v %v", g, err)
+	}
+	stop()
+	h.folds()
+}
+
+func TestAfterARestartTheRowsAreEnough(t *testing.T) {
+	h := build(t, `ratify_within = "10m"`, `ratify_within = "200ms"`)
+	ada := h.person("ada")
+	asked, err := h.access.BreakGlass(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "then the server dies"})
+	fatal(t, err)
+	fatal(t, h.store.Close()) // nobody ran Run; nothing was told to stop
+	h.start()
+	stop := h.run()
+	if why := h.ended(asked.Grant.ID); why != access.Unratified {
+		t.Errorf("ended %s", why)
+	}
+	stop()
+	// It ended, and again the server dies before the sessions are told.
+	fatal(t, h.store.Close())
+	h.start()
+	stop = h.run()
+	if why := h.ended(asked.Grant.ID); why != access.Unratified {
+		t.Errorf("ended %s", why)
+	}
+	stop()
+	h.folds()
+}
+
+func TestALockEndsGrantsAtOnce(t *testing.T) {
+	h := build(t)
+	ada, bob := h.person("ada"), h.person("bob", "operator")
+	stop := h.run()
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "it burns"})
+	fatal(t, err)
+	_, err = h.approve(bob, asked.Approval)
+	fatal(t, err)
+	start := time.Now()
+	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, e, err := h.people.LockTx(tx, id(bob), id(ada), "gone rogue")
+		return e, err
+	})
+	if why := h.ended(asked.Grant.ID); why != access.Locked {
+		t.Errorf("ended %s", why)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("it took %v: the lock did not wake anybody", took)
+	}
+	stop()
+	// And within the locking transaction, where that is asked for.
+	eve := h.person("eve")
+	asked, err = h.access.BreakGlass(eve, access.Ask{Hosts: []string{"web-1"}, Reason: "it burns"})
+	fatal(t, err)
+	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, e, err := h.people.LockTx(tx, id(bob), id(eve), "her too")
+		if err != nil {
+			return nil, err
+		}
+		more, err := h.access.LockedTx(tx, id(eve), id(bob))
+		return append(e, more...), err
+	})
+	if g, err := h.access.Get(bob, asked.Grant.ID); err != nil || g.State != access.InReview || g.EndedWhy != access.Locked {
+		t.Errorf("%+v %v", g, err)
+	}
+	h.folds()
+}
+
+func TestAPausedGrantIsNotInForceAndOnlyOthersResumeIt(t *testing.T) {
+	h := build(t)
+	ada, bob := h.person("ada", "operator"), h.person("bob", "operator")
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "it burns"})
+	fatal(t, err)
+	_, err = h.approve(bob, asked.Approval)
+	fatal(t, err)
+	if _, err = h.access.Pause(bob, asked.Grant.ID, "wait"); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := h.active(ada, "web-1"); ok {
+		t.Error("in force while paused")
+	}
+	if _, err := h.access.Resume(ada, asked.Grant.ID); fault.KindOf(err) != fault.Denied {
+		t.Errorf("resumed by themselves: %v", err)
+	}
+	if _, err := h.access.Resume(bob, asked.Grant.ID); err != nil {
+		t.Error(err)
+	}
+	if _, ok := h.active(ada, "web-1"); !ok {
+		t.Error("not in force after it was resumed")
+	}
+}
+
+func TestARequestThatIsTakenBackCannotBeApproved(t *testing.T) {
+	h := build(t)
+	ada, bob, eve := h.person("ada"), h.person("bob", "operator"), h.person("eve")
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "it burns"})
+	fatal(t, err)
+	if _, _, err := h.access.Revoke(eve, asked.Grant.ID, "no"); fault.KindOf(err) != fault.Denied {
+		t.Errorf("a stranger took it back: %v", err)
+	}
+	if _, _, err := h.access.Done(bob, asked.Grant.ID); fault.KindOf(err) != fault.Denied {
+		t.Errorf("somebody else was done: %v", err)
+	}
+	if g, _, err := h.access.Done(ada, asked.Grant.ID); err != nil || g.State != access.Denied {
+		t.Errorf("%+v %v", g, err)
+	}
+	if _, err := h.approve(bob, asked.Approval); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("approved after it was taken back: %v", err)
+	}
+	h.folds()
+}

@@ -1,0 +1,76 @@
+package access
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+	"time"
+)
+
+// full is a grant with every field set, so that none is lost unnoticed.
+func full() Grant {
+	g := Grant{
+		ID: "g-00000001", Person: "p-00000001", PersonName: "ada", Kind: BreakGlass, State: Closed, EndedWhy: Done, EndedBy: "p-00000001",
+		Targets: []Target{{ID: "h-00000001", Name: "web-1", Environment: "production", Scope: "pci"}}, Account: "handrail-write", Sudo: true, Root: true,
+		Reason: "it burns", Ticket: "OPS-7", AskedFor: 30 * time.Minute, Requested: 1, Starts: 2, Expires: 3, Finished: 4, Approval: "a-00000001",
+		PausedWhy: "buddy left", BuddyRequired: true, RatifyBy: 5, Ratified: 6, RatifiedBy: "p-00000002", ReviewWithin: time.Hour, ReviewBy: 7,
+		Reviewed: 8, ReviewedBy: "p-00000003", Verdict: "justified", Notes: "it was", RequestID: "r-1", Policy: 9, Version: 10,
+	}
+	return g
+}
+
+// golden compares with the file of a version, which never changes again: what
+// was written with it must be read for ever. A new field is a new file.
+func golden(t *testing.T, name string, got any) []byte {
+	t.Helper()
+	text, err := json.MarshalIndent(got, "", "\t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join("testdata", name)
+	want, err := os.ReadFile(path)
+	if os.IsNotExist(err) && os.Getenv("UPDATE_GOLDEN") != "" {
+		if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		want = append(text, '\n')
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if string(want) != string(text)+"\n" {
+		t.Errorf("%s: what is written changed without a new version:\n%s", path, text)
+	}
+	return want
+}
+
+func TestWhatTheLedgerHoldsOfAGrantIsReadForEver(t *testing.T) {
+	v := reflect.ValueOf(full())
+	for i := range v.NumField() {
+		if v.Field(i).IsZero() {
+			t.Errorf("field %s is not tried", v.Type().Field(i).Name)
+		}
+	}
+	text := golden(t, "grant-v1.json", payload{V: 1, By: "p-00000001", Grant: full()})
+	var back payload
+	if err := json.Unmarshal(text, &back); err != nil || !reflect.DeepEqual(back.Grant, full()) {
+		t.Errorf("read back: %+v %v", back, err)
+	}
+}
+
+func TestWhatPeopleAgreeToIsReadForEver(t *testing.T) {
+	request, err := full().request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var text json.RawMessage = request
+	golden(t, "request-v1.json", text)
+	r, err := parseRequest(request)
+	if err != nil || r.Grant != "g-00000001" || len(r.Targets) != 1 {
+		t.Errorf("%+v %v", r, err)
+	}
+	if _, err := parseRequest([]byte(`{"v":1,"grant":"g","person":"p","targets":[{}],"for_ms":1,"and":"more"}`)); err == nil {
+		t.Error("bytes with a field that nobody understands can be agreed to")
+	}
+}

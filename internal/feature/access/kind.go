@@ -1,0 +1,268 @@
+package access
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/store"
+)
+
+// The kinds of request that grants bring.
+const (
+	KindGrant        = "grant"
+	KindRatification = "ratification"
+)
+
+// Kinds are the approval kinds of grants; hand them to approval.New.
+func Kinds() []approval.Kind { return []approval.Kind{grantKind{}, ratificationKind{}} }
+
+// request is the exact bytes that people agree to.
+type request struct {
+	V             int      `json:"v"`
+	Grant         string   `json:"grant"`
+	Person        string   `json:"person"`
+	PersonName    string   `json:"person_name"`
+	Kind          string   `json:"kind"`
+	Targets       []Target `json:"targets"`
+	Account       string   `json:"account,omitempty"`
+	Sudo          bool     `json:"sudo"`
+	Root          bool     `json:"root"`
+	Reason        string   `json:"reason"`
+	Ticket        string   `json:"ticket,omitempty"`
+	ForMS         int64    `json:"for_ms"`
+	BuddyRequired bool     `json:"buddy_required"`
+	Requested     int64    `json:"requested"`
+	Expires       int64    `json:"expires,omitempty"` // break-glass: it runs already
+	Policy        int64    `json:"policy"`
+}
+
+func (g Grant) request() ([]byte, error) {
+	r := request{
+		V: 1, Grant: g.ID, Person: g.Person, PersonName: g.PersonName, Kind: g.Kind, Targets: g.Targets, Account: g.Account,
+		Sudo: g.Sudo, Root: g.Root, Reason: g.Reason, Ticket: g.Ticket, ForMS: g.AskedFor.Milliseconds(),
+		BuddyRequired: g.BuddyRequired, Requested: g.Requested, Policy: g.Policy,
+	}
+	if g.Kind == BreakGlass {
+		r.Expires = g.Expires
+	}
+	return json.Marshal(r)
+}
+
+func parseRequest(b []byte) (request, error) {
+	var r request
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		return r, fault.Wrap(fault.Invalid, err, "cannot read the request for a grant")
+	}
+	if r.V != 1 || r.Grant == "" || r.Person == "" || len(r.Targets) == 0 || r.ForMS <= 0 {
+		return r, fault.New(fault.Invalid, "cannot read the request for a grant: something is missing in it")
+	}
+	return r, nil
+}
+
+// describe says exactly what the bytes ask for.
+func (r request) describe() approval.Description {
+	length := time.Duration(r.ForMS) * time.Millisecond
+	d := approval.Description{
+		Subject: r.Grant,
+		Summary: fmt.Sprintf("%s asks to write on %s for %s", r.PersonName, count(r.Targets), short(length)),
+		Details: []approval.Detail{{Name: "who", Value: r.PersonName}, {Name: "why", Value: r.Reason}},
+	}
+	if r.Ticket != "" {
+		d.Details = append(d.Details, approval.Detail{Name: "ticket", Value: r.Ticket})
+	}
+	d.Details = append(d.Details, approval.Detail{Name: "for", Value: short(length) + " from the moment it is approved"})
+	for _, t := range r.Targets {
+		value := t.Name + " (" + t.Environment
+		if t.Scope != "none" {
+			value += ", " + t.Scope
+		}
+		d.Details = append(d.Details, approval.Detail{Name: "host", Value: value + ")"})
+	}
+	account := r.Account
+	if account == "" {
+		account = "the one that policy names for each host"
+	}
+	d.Details = append(d.Details, approval.Detail{Name: "account", Value: account})
+	d.Grants, d.CannotContain = r.grants(), r.cannotContain()
+	return d
+}
+
+func (r request) grants() []string {
+	what := "write sessions on " + count(r.Targets) + ", each recorded, ended when the time is up"
+	switch {
+	case r.Root:
+		what = "sessions as root on " + count(r.Targets) + ", each recorded, ended when the time is up"
+	case r.Sudo:
+		what += "; sudo works in them"
+	}
+	list := []string{what}
+	if r.BuddyRequired {
+		list = append(list, "only while somebody watches: the session pauses when they leave")
+	}
+	return list
+}
+
+// cannotContain is what an approver must know: where the promise ends.
+func (r request) cannotContain() []string {
+	list := []string{
+		"what is written stays written: the session is recorded, not undone",
+		"what is shown is recorded, not masked: it can hold secrets that the account can read",
+	}
+	if r.Root || r.Sudo {
+		list = append(list,
+			"root: what leaves through another daemon (at, cron, systemd-run, docker) is detected and recorded, not prevented",
+			"root: it reads every secret on the host and can stop handrail there; the recording at the gateway and the alarm remain")
+	} else {
+		list = append(list, "what it starts in another daemon (at, cron, systemd user units) outlives the session; it is detected and recorded, not prevented")
+	}
+	return list
+}
+
+func count(targets []Target) string {
+	switch len(targets) {
+	case 1:
+		return targets[0].Name
+	case 2, 3:
+		names := make([]string, len(targets))
+		for i, t := range targets {
+			names[i] = t.Name
+		}
+		return strings.Join(names, ", ")
+	}
+	return fmt.Sprintf("%d hosts", len(targets))
+}
+
+// short is a length of time without its empty parts: 30m, 1h30m.
+func short(d time.Duration) string {
+	text := d.Round(time.Second).String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
+}
+
+// CannotContain is what an approver of this grant is told about its limits.
+func (g Grant) CannotContain() []string {
+	return request{Sudo: g.Sudo, Root: g.Root}.cannotContain()
+}
+
+// grantKind is the request for a grant.
+type grantKind struct{}
+
+func (grantKind) Name() string { return KindGrant }
+
+func (grantKind) Describe(_ store.Queryer, b []byte) (approval.Description, error) {
+	r, err := parseRequest(b)
+	if err != nil {
+		return approval.Description{}, err
+	}
+	return r.describe(), nil
+}
+
+// loadTx returns the grant of an approval. The row must still say what was
+// agreed to, byte for byte: a grant that changed after people signed is not the
+// one they signed.
+func loadTx(q store.Queryer, a approval.Approval) (Grant, error) {
+	g, err := getTx(q, a.Subject)
+	if err != nil {
+		return Grant{}, err
+	}
+	b, err := g.request()
+	if err != nil {
+		return Grant{}, err
+	}
+	if !bytes.Equal(b, a.Request) || g.Approval != a.ID {
+		return Grant{}, fault.New(fault.Conflict, "cannot approve %s: grant %s is not what was asked for", a.ID, g.ID)
+	}
+	return g, nil
+}
+
+// last is the person whose approval completed it.
+func last(a approval.Approval) string {
+	if len(a.Decisions) == 0 {
+		return ledger.System
+	}
+	return a.Decisions[len(a.Decisions)-1].Person
+}
+
+func (grantKind) Approved(tx *store.Tx, a approval.Approval) ([]ledger.Entry, error) {
+	g, err := loadTx(tx, a)
+	if err != nil {
+		return nil, err
+	}
+	by := last(a)
+	g, entries, _, err := applyTx(tx, g, Event{Kind: EventApprove, By: by})
+	if err != nil {
+		return nil, err
+	}
+	_, more, _, err := applyTx(tx, g, Event{Kind: EventStart, By: by})
+	return append(entries, more...), err
+}
+
+func (grantKind) Ended(tx *store.Tx, a approval.Approval, state approval.State) ([]ledger.Entry, error) {
+	g, err := getTx(tx, a.Subject)
+	if err != nil || g.State != Requested {
+		return nil, err
+	}
+	event := Event{Kind: EventDeny, By: last(a)}
+	switch {
+	case state == approval.Lapsed:
+		event = Event{Kind: EventLapse, By: ledger.System}
+	case len(a.Decisions) > 0:
+		event.Why = a.Decisions[len(a.Decisions)-1].Reason
+	}
+	_, entries, _, err := applyTx(tx, g, event)
+	return entries, err
+}
+
+// ratificationKind is the request that a break-glass makes at once: that a
+// second person agrees, while it runs.
+type ratificationKind struct{}
+
+func (ratificationKind) Name() string { return KindRatification }
+
+func (ratificationKind) Describe(_ store.Queryer, b []byte) (approval.Description, error) {
+	r, err := parseRequest(b)
+	if err != nil {
+		return approval.Description{}, err
+	}
+	d := r.describe()
+	d.Summary = fmt.Sprintf("%s broke the glass on %s; agree, or it is cut back to read", r.PersonName, count(r.Targets))
+	for i := range d.Details {
+		if d.Details[i].Name == "for" {
+			d.Details[i].Value = "until " + time.UnixMicro(r.Expires).UTC().Format(time.RFC3339)
+		}
+	}
+	d.Grants = append([]string{"that it goes on; a review is owed either way"}, d.Grants...)
+	return d, nil
+}
+
+func (ratificationKind) Approved(tx *store.Tx, a approval.Approval) ([]ledger.Entry, error) {
+	g, err := loadTx(tx, a)
+	if err != nil {
+		return nil, err
+	}
+	_, entries, _, err := applyTx(tx, g, Event{Kind: EventRatify, By: last(a)})
+	return entries, err
+}
+
+// Ended cuts it back to read: denied, or nobody came.
+func (ratificationKind) Ended(tx *store.Tx, a approval.Approval, state approval.State) ([]ledger.Entry, error) {
+	g, err := getTx(tx, a.Subject)
+	if err != nil || g.State != Active && g.State != Paused || state == approval.Withdrawn {
+		return nil, err
+	}
+	_, entries, _, err := applyTx(tx, g, Event{Kind: EventEnd, By: last(a), Why: Unratified})
+	return entries, err
+}
