@@ -1,0 +1,334 @@
+package session_test
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"handrail.dev/handrail/internal/feature/recording"
+	"handrail.dev/handrail/internal/feature/session"
+	"handrail.dev/handrail/internal/foundation/doorway"
+	"handrail.dev/handrail/internal/foundation/identity"
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/policy"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/internal/foundation/wire"
+)
+
+type frame struct {
+	t wire.FrameType
+	p []byte
+}
+
+// script is a session's stream whose far end a test plays.
+type script struct {
+	out, in chan frame
+	gone    chan struct{}
+	once    sync.Once
+}
+
+func newScript() *script {
+	return &script{out: make(chan frame, 4096), in: make(chan frame, 4096), gone: make(chan struct{})}
+}
+
+func (s *script) Next() (wire.FrameType, []byte, error) {
+	select {
+	case f := <-s.out:
+		return f.t, f.p, nil
+	default:
+	}
+	select {
+	case f := <-s.out:
+		return f.t, f.p, nil
+	case <-s.gone:
+		return 0, nil, io.EOF
+	}
+}
+
+func (s *script) Write(t wire.FrameType, p []byte) error {
+	select {
+	case s.in <- frame{t, append([]byte(nil), p...)}:
+		return nil
+	case <-s.gone:
+		return io.ErrClosedPipe
+	}
+}
+
+func (s *script) Close() error {
+	s.once.Do(func() { close(s.gone) })
+	return nil
+}
+
+func (s *script) says(text string) { s.out <- frame{wire.FrameStdout, []byte(text)} }
+func (s *script) exits(e wire.Exit) {
+	s.out <- frame{wire.FrameExit, wire.EncodeExit(e)}
+}
+
+// hears returns the next frame of a type that the server sent.
+func (s *script) hears(t testing.TB, want wire.FrameType) []byte {
+	t.Helper()
+	late := time.After(10 * time.Second)
+	for {
+		select {
+		case f := <-s.in:
+			if f.t == want {
+				return f.p
+			}
+		case <-late:
+			t.Fatalf("no frame %d came", want)
+		}
+	}
+}
+
+// nodes plays all nodes.
+type nodes struct {
+	mu      sync.Mutex
+	scripts []*script
+	brakes  []wire.Brake
+	orders  []wire.OrderPayload
+	answer  wire.SessionAnswer
+	err     error
+	started func() // called while a session starts
+	obeys   bool   // a stop brake makes the session exit
+}
+
+func order(pass doorway.Pass) wire.OrderPayload {
+	for _, e := range pass.Receipt().Entries() {
+		if p, err := wire.ParseOrderPayload(e.Payload); err == nil {
+			return p
+		}
+	}
+	return wire.OrderPayload{}
+}
+
+func (n *nodes) Start(_ context.Context, pass doorway.Pass, _ string, _ bool) (session.Stream, wire.SessionAnswer, error) {
+	if n.started != nil {
+		n.started()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.err != nil {
+		return nil, n.answer, n.err
+	}
+	s := newScript()
+	n.scripts = append(n.scripts, s)
+	n.orders = append(n.orders, order(pass))
+	return s, wire.SessionAnswer{OK: true, Floor: wire.FloorFull}, nil
+}
+
+func (n *nodes) Resume(_ context.Context, pass doorway.Pass, _ string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.orders = append(n.orders, order(pass))
+	return n.err
+}
+
+func (n *nodes) Brake(_ context.Context, b wire.Brake) ([]wire.BrakeAnswer, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.brakes = append(n.brakes, b)
+	if n.obeys && b.Kind == wire.BrakeStopSession {
+		for _, s := range n.scripts {
+			s.exits(wire.Exit{Status: 137, Signal: "KILL", Why: "stopped"})
+		}
+	}
+	return nil, nil
+}
+
+func (n *nodes) braked(kind string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, b := range n.brakes {
+		if b.Kind == kind {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *nodes) last() *script {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.scripts[len(n.scripts)-1]
+}
+
+type grants struct {
+	mu    sync.Mutex
+	force map[string]doorway.GrantInForce
+}
+
+func (g *grants) Active(_ store.Queryer, person, host string, _ time.Time) (doorway.GrantInForce, bool, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	got, ok := g.force[person+host]
+	return got, ok, nil
+}
+
+// world is a real installation whose nodes are played.
+type world struct {
+	t          testing.TB
+	dir        string
+	store      *store.Store
+	people     *identity.People
+	grants     *grants
+	host       target.Host
+	nodes      *nodes
+	deps       session.Deps
+	recordings *recording.Recordings
+	sessions   *session.Sessions
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func fatal(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newWorld(t testing.TB, rb recording.Deps, sb session.Bounds) *world {
+	t.Helper()
+	dir, ctx := t.TempDir(), context.Background()
+	fatal(t, keyring.Init(filepath.Join(dir, "keys"), filepath.Join(dir, "root"), "test.handrail.internal/log"))
+	ring := must(keyring.Open(filepath.Join(dir, "keys")))
+	flag := &identity.Flag{}
+	migrations := append(identity.Schema(), target.Schema()...)
+	migrations = append(append(migrations, policy.Schema()...), session.Schema()...)
+	w := &world{t: t, dir: dir, nodes: &nodes{obeys: true}, grants: &grants{force: map[string]doorway.GrantInForce{}}}
+	w.store = must(store.Open(ctx, store.Config{DSN: "sqlite:" + filepath.Join(dir, "db"), Origin: ring.Origin(), Signer: ring.Log(), Verifier: ring.LogVerifier(),
+		Seals: ring.Subjects(), Bootstrap: flag.Active, Migrations: migrations, Spool: filepath.Join(dir, "spool")}))
+	w.people = identity.New(identity.Deps{Store: w.store, Ring: ring, Bootstrap: flag, RPID: "localhost", Origins: []string{"http://localhost:4747"}})
+	fatal(t, w.people.Start(ctx))
+	hosts, force := target.NewHosts(w.store), policy.NewForce(w.store)
+	fatal(t, force.Seed(ctx))
+	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		e, err := hosts.AddTx(tx, target.Host{Name: "web-1", Environment: "production"})
+		return []ledger.Entry{e}, err
+	})
+	w.host = must(hosts.Get(ctx, "web-1"))
+	rb.Dir, rb.Store, rb.Subjects, rb.Replay = filepath.Join(dir, "recordings"), w.store, ring.Subjects(), ring.Replay()
+	w.recordings = must(recording.New(rb))
+	w.deps = session.Deps{Store: w.store, Door: doorway.New(doorway.Deps{Store: w.store, People: w.people, Hosts: hosts, Policy: force, Grants: w.grants}),
+		Hosts: hosts, People: w.people, Grants: w.grants, Rules: force, Nodes: w.nodes, Recordings: w.recordings, Bounds: sb}
+	w.sessions = session.New(w.deps)
+	t.Cleanup(func() {
+		end, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		w.sessions.Shutdown(end)
+		_ = w.store.Close()
+	})
+	return w
+}
+
+func (w *world) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
+	w.t.Helper()
+	_, err := w.store.Record(context.Background(), "test-"+rand.Text(), fn)
+	fatal(w.t, err)
+}
+
+func (w *world) person(name string, groups ...string) identity.Principal {
+	w.t.Helper()
+	var p identity.Person
+	w.record(func(tx *store.Tx) (e []ledger.Entry, err error) {
+		p, e, err = w.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
+		return e, err
+	})
+	return identity.Principal{ID: p.ID, Name: p.Name, Kind: identity.KindPerson, Groups: p.Groups, Epoch: p.Epoch}
+}
+
+func (w *world) grant(by identity.Principal, g doorway.GrantInForce) {
+	w.grants.mu.Lock()
+	defer w.grants.mu.Unlock()
+	if g.Expires == 0 {
+		g.Expires = time.Now().Add(time.Hour).UnixMicro()
+	}
+	w.grants.force[by.ID+w.host.ID] = g
+}
+
+func (w *world) entries(action ledger.Action) []ledger.Recorded {
+	w.t.Helper()
+	return must(w.store.Entries(context.Background(), store.EntryQuery{Action: string(action), Limit: 1000}))
+}
+
+// owner is a person who reads what comes.
+type owner struct {
+	mu     sync.Mutex
+	events []session.Event
+	stop   chan struct{} // not nil: Deliver blocks until it is closed
+	once   sync.Once
+}
+
+func (o *owner) Deliver(e session.Event) error {
+	if o.stop != nil {
+		<-o.stop
+		return io.ErrClosedPipe
+	}
+	e.Data = append([]byte(nil), e.Data...)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.events = append(o.events, e)
+	return nil
+}
+
+func (o *owner) Abort() {
+	if o.stop != nil {
+		o.once.Do(func() { close(o.stop) })
+	}
+}
+
+func (o *owner) text() (s string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, e := range o.events {
+		s += string(e.Data)
+	}
+	return s
+}
+
+func (o *owner) told(text string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, e := range o.events {
+		if e.Kind == session.Notice && e.Text == text {
+			return true
+		}
+	}
+	return false
+}
+
+// open opens a session with an owner.
+func (w *world) open(by identity.Principal, req session.OpenRequest) (*session.Live, *script, *owner) {
+	w.t.Helper()
+	req.Host = "web-1"
+	l, err := w.sessions.Open(context.Background(), by, req)
+	fatal(w.t, err)
+	o := &owner{}
+	fatal(w.t, l.Own(o))
+	return l, w.nodes.last(), o
+}
+
+func eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(15 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
