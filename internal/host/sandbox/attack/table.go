@@ -1,0 +1,37 @@
+package attack
+
+import (
+	"fmt"
+	"io"
+
+	"handrail.dev/handrail/internal/host/sandbox"
+)
+
+// Write prints the result for a person: one line a probe, then the sum.
+func (r Result) Write(w io.Writer) {
+	group := ""
+	for _, row := range r.Rows {
+		if row.Group != group {
+			group = row.Group
+			fmt.Fprintf(w, "\n%s\n", group)
+		}
+		mark := "  "
+		if row.Sandbox == Succeeded {
+			mark = "! "
+		}
+		fmt.Fprintf(w, "%s%-22s %-10s  without: %-10s  %s\n", mark, row.Name, row.Sandbox, row.Plain, row.What)
+	}
+	plain, unintended := r.Count()
+	fmt.Fprintf(w, "\n%d probes in a read session (%s, floor %s): %d got through. Without a sandbox %d get through.\n",
+		len(r.Rows), modeText(r.Mode), r.Ready.Floor, len(unintended), plain)
+	for _, m := range r.Ready.Missing {
+		fmt.Fprintf(w, "Missing: %s\n", m)
+	}
+}
+
+func modeText(m sandbox.Mode) string {
+	if m == sandbox.UserNamespaceMode {
+		return "without root"
+	}
+	return "as root"
+}
