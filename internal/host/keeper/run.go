@@ -1,0 +1,411 @@
+package keeper
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/sandbox"
+)
+
+const (
+	killTimeout  = 5 * time.Second
+	drainTimeout = 30 * time.Second // for the peer to take the last bytes of a session that was ended
+	pipeSize     = 1 << 20
+)
+
+func lockThread() { runtime.LockOSThread() }
+
+func bootTime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+// keeper is the state of the one session that this process holds.
+type keeper struct {
+	spec  Spec
+	ctl   *net.UnixConn
+	conn  *net.UnixConn
+	out   *wire.Writer
+	copy  *spool
+	group *sandbox.Cgroup
+	child *sandbox.Child
+	stdin *os.File // the child's input: pty or pipe
+
+	ctlMu    sync.Mutex // reports are written whole
+	acting   sync.Mutex // held while a command is carried out and answered
+	deadline atomic.Int64
+	shorter  chan struct{}
+	budget   atomic.Int64
+	waited   atomic.Bool
+	pumped   chan struct{} // closed when the last byte of output is written
+
+	mu     sync.Mutex
+	why    string
+	paused bool
+}
+
+// run is a keeper process from birth to end.
+func run() int {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	ctl, err := fileConn(controlFD, "control")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "handrail-keeper: started without a warden:", err)
+		return 2
+	}
+	conn, err := fileConn(sessionFD, "session")
+	if err != nil {
+		return 2
+	}
+	k := &keeper{ctl: ctl, conn: conn, out: wire.NewWriter(conn), shorter: make(chan struct{}, 1), pumped: make(chan struct{})}
+	b, err := wire.ReadBlock(ctl, maxControl)
+	if err != nil || json.Unmarshal(b, &k.spec) != nil {
+		return 2
+	}
+	if err := k.start(); err != nil {
+		a := wire.Refusal(err)
+		k.report(report{Event: eventStarted, Answer: &a})
+		k.cleanUp()
+		return 1
+	}
+	k.serve()
+	return 0
+}
+
+func fileConn(fd uintptr, name string) (*net.UnixConn, error) {
+	f := os.NewFile(fd, name)
+	if f == nil {
+		return nil, os.ErrInvalid
+	}
+	c, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return nil, err
+	}
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, os.ErrInvalid
+	}
+	return u, nil
+}
+
+// start builds the session up to the running shell.
+func (k *keeper) start() error {
+	s := k.spec.Session
+	k.deadline.Store(int64(k.spec.Deadline))
+	if bootTime() >= k.spec.Deadline {
+		return fault.New(fault.Denied, "cannot start session %s: its time is over", s.ID)
+	}
+	audit := setLoginUID(k.spec.LoginUID)
+	if k.spec.Cgroup != "" {
+		g, err := sandbox.NewCgroup(k.spec.Cgroup, limits(s.Limits))
+		if err != nil {
+			return err
+		}
+		k.group = g
+	}
+	k.copy = openSpool(k.spec.Spool, !s.PTY)
+	k.budget.Store(-1)
+	if s.Limits.BytesOut > 0 {
+		k.budget.Store(s.Limits.BytesOut)
+	}
+	opts := sandbox.Options{Cgroup: k.group, Refused: k.refused}
+	mine, theirs, err := pipes(s.PTY)
+	if err != nil {
+		return fault.Wrap(fault.Exhausted, err, "cannot start session %s", s.ID)
+	}
+	opts.Stdin, opts.Stdout, opts.Stderr = theirs[0], theirs[1], theirs[2]
+	if s.PTY && s.Kind == wire.SessionShell {
+		k.say(bannerOf(k.spec, k.remaining()))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	child, err := sandbox.Start(ctx, k.spec.Sandbox, opts)
+	closeAll(theirs)
+	if err != nil {
+		closeAll(mine)
+		return err
+	}
+	k.child = child
+	if s.PTY {
+		mine = [3]*os.File{child.PTY, child.PTY, nil}
+	}
+	k.stdin = mine[0]
+	a := wire.SessionAnswer{
+		OK: true, Floor: string(child.Ready.Floor), Missing: child.Ready.Missing,
+		BootID: bootID(), AuditSession: audit, Account: k.spec.Sandbox.User, UID: int64(k.spec.Sandbox.UID),
+	}
+	k.report(report{Event: eventStarted, Answer: &a})
+	go k.pumpAll(mine[1], mine[2])
+	return nil
+}
+
+func limits(l wire.Limits) sandbox.Limits {
+	return sandbox.Limits{Pids: l.PIDs, MemoryBytes: l.MemoryBytes, CPUPercent: int(l.CPUPercent)}
+}
+
+// serve holds the running session until its first process has ended and the
+// last byte has left.
+func (k *keeper) serve() {
+	term := make(chan os.Signal, 1)
+	signal.Notify(term, syscall.SIGTERM)
+	go func() {
+		<-term
+		k.end(WhyLost)
+	}()
+	go k.obey()
+	go k.watchDeadline()
+	go k.takeFrames()
+	status, err := k.child.Wait()
+	k.waited.Store(true)
+	if err != nil {
+		status = syscall.WaitStatus(255 << 8)
+	}
+	// What the first process left behind ends with it; then the pipes run dry.
+	k.kill()
+	k.allow(max(drainTimeout, k.remaining()))
+	<-k.pumped
+	ended := k.exit(status)
+	_ = k.out.Write(wire.FrameExit, wire.EncodeExit(ended.Exit))
+	_ = k.conn.CloseWrite()
+	k.acting.Lock() // and never unlocked: no command is half done when we exit
+	k.report(report{Event: eventEnded, Ended: &ended})
+	k.cleanUp()
+}
+
+func (k *keeper) exit(status syscall.WaitStatus) Ended {
+	k.mu.Lock()
+	e := wire.Exit{Status: int32(status.ExitStatus()), Why: k.why}
+	k.mu.Unlock()
+	if status.Signaled() {
+		e.Status, e.Signal = 128+int32(status.Signal()), signalName(status.Signal())
+	}
+	bytes, tail := k.copy.sum()
+	return Ended{Exit: e, Status: e.Status, Bytes: bytes, Tail: tail}
+}
+
+// end kills the session for a reason; the first reason stands.
+func (k *keeper) end(why string) (killed int) {
+	k.mu.Lock()
+	if k.why == "" {
+		k.why = why
+	}
+	k.mu.Unlock()
+	n := k.kill()
+	k.allow(drainTimeout)
+	return n
+}
+
+// allow gives the peer that long to take what is still to be written.
+func (k *keeper) allow(d time.Duration) { _ = k.conn.SetWriteDeadline(time.Now().Add(d)) }
+
+// kill ends every process of the session and returns when none is left.
+func (k *keeper) kill() int {
+	if k.group == nil {
+		if k.child == nil || k.waited.Load() {
+			return 0 // reaped: its number may be another's by now
+		}
+		// User-namespace mode: the child is the first process of its own pid
+		// namespace, so that its death is the death of all.
+		if unix.Kill(k.child.PID, unix.SIGKILL) != nil {
+			return 0
+		}
+		return 1
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	n, _ := k.group.Kill(ctx)
+	return n
+}
+
+func (k *keeper) cleanUp() {
+	k.kill()
+	if k.group != nil {
+		_ = k.group.Remove()
+	}
+	k.copy.close()
+}
+
+// obey carries out the warden's commands. When the warden is gone, so is the
+// session.
+func (k *keeper) obey() {
+	for {
+		b, err := wire.ReadBlock(k.ctl, maxControl)
+		if err != nil {
+			k.end(WhyLost)
+			return
+		}
+		var c command
+		if json.Unmarshal(b, &c) != nil {
+			continue
+		}
+		k.act(c)
+	}
+}
+
+// act carries out one command and answers it, which the end of the session
+// waits for: whoever stopped it wants to hear that it is dead.
+func (k *keeper) act(c command) {
+	k.acting.Lock()
+	defer k.acting.Unlock()
+	r := report{Event: eventDone}
+	var err error
+	switch c.Op {
+	case opStop:
+		r.Killed = k.end(c.Why)
+	case opPause:
+		err = k.pause(true)
+	case opResume:
+		err = k.pause(false)
+	}
+	if err != nil {
+		r.Error = err.Error()
+	}
+	k.report(r)
+}
+
+func (k *keeper) pause(on bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.paused == on {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	frame := wire.FramePaused
+	if !on {
+		frame = wire.FrameResumed
+	}
+	var err error
+	switch {
+	case k.group == nil:
+		err = still(ctx, k.child.PID, on)
+	case on:
+		err = k.group.Freeze(ctx)
+	default:
+		err = k.group.Thaw(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	k.paused = on
+	go func() { _ = k.out.Write(frame, nil) }() // the peer may be slow; the freeze is done
+	return nil
+}
+
+func (k *keeper) remaining() time.Duration { return time.Duration(k.deadline.Load()) - bootTime() }
+
+// shorten moves the deadline closer, never away.
+func (k *keeper) shorten(remaining time.Duration) {
+	at := int64(bootTime() + remaining)
+	for {
+		old := k.deadline.Load()
+		if at >= old || k.deadline.CompareAndSwap(old, at) {
+			break
+		}
+	}
+	select {
+	case k.shorter <- struct{}{}:
+	default:
+	}
+}
+
+// watchDeadline ends the session when its time is up. Go's timers stand still
+// while the machine sleeps, boot time does not: look again every few seconds.
+func (k *keeper) watchDeadline() {
+	const look = 2 * time.Second
+	for {
+		left := k.remaining()
+		if left <= 0 {
+			k.end(WhyDeadline)
+			return
+		}
+		select {
+		case <-time.After(min(left, look)):
+		case <-k.shorter:
+		}
+	}
+}
+
+func (k *keeper) report(r report) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return
+	}
+	k.ctlMu.Lock()
+	defer k.ctlMu.Unlock()
+	_ = wire.WriteBlock(k.ctl, b)
+}
+
+// setLoginUID puts the session's uid on this process, from which its child
+// inherits it, and returns the kernel's audit session id, 0 where there is none.
+func setLoginUID(uid uint32) int64 {
+	_ = os.WriteFile("/proc/self/loginuid", []byte(strconv.FormatUint(uint64(uid), 10)), 0)
+	b, err := os.ReadFile("/proc/self/sessionid")
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil || n == 1<<32-1 {
+		return 0
+	}
+	return n
+}
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// pipes makes three pipes for a session without a pty. Our ends are polled,
+// theirs block, as programs expect.
+func pipes(pty bool) (mine, theirs [3]*os.File, err error) {
+	if pty {
+		return mine, theirs, nil
+	}
+	for i := range mine {
+		var fds [2]int
+		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+			closeAll(mine)
+			closeAll(theirs)
+			return [3]*os.File{}, [3]*os.File{}, err
+		}
+		m, t := fds[0], fds[1]
+		if i == 0 {
+			m, t = t, m
+		}
+		_, _ = unix.FcntlInt(uintptr(m), unix.F_SETPIPE_SZ, pipeSize) // fewer switches; may be refused
+		_ = unix.SetNonblock(m, true)
+		mine[i], theirs[i] = os.NewFile(uintptr(m), "pipe"), os.NewFile(uintptr(t), "pipe")
+	}
+	return mine, theirs, nil
+}
+
+func closeAll(fs [3]*os.File) {
+	for _, f := range fs {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

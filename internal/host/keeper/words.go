@@ -1,0 +1,151 @@
+package keeper
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/sandbox"
+)
+
+const (
+	red    = "\x1b[1;97;41m"
+	yellow = "\x1b[1;30;43m"
+	green  = "\x1b[1;30;42m"
+	plain  = "\x1b[0m"
+)
+
+// colourOf makes production unmistakable.
+func colourOf(environment string) string {
+	switch environment {
+	case "production":
+		return red
+	case "staging":
+		return yellow
+	}
+	return green
+}
+
+func environmentOf(s wire.SessionSpec) string {
+	if s.Environment == "" {
+		return "no environment"
+	}
+	if s.Environment == "production" {
+		return "PRODUCTION"
+	}
+	return s.Environment
+}
+
+func levelText(s wire.SessionSpec) string {
+	switch {
+	case s.Level == wire.LevelRead:
+		return "read-only"
+	case s.Root:
+		return "write as root"
+	case s.Sudo:
+		return "write as " + s.Account + ", sudo"
+	}
+	return "write as " + s.Account
+}
+
+func leftText(d time.Duration) string {
+	d = max(d, 0)
+	switch {
+	case d >= 100*time.Minute:
+		return fmt.Sprintf("%dh%02dm", d/time.Hour, d/time.Minute%60)
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%d min", (d+30*time.Second)/time.Minute)
+	}
+	return fmt.Sprintf("%d s", (d+500*time.Millisecond)/time.Second)
+}
+
+// bannerOf is what a terminal session starts with: the server's own lines, the
+// first of them in the environment's colour; without any, what the order says.
+func bannerOf(spec Spec, left time.Duration) string {
+	s := spec.Session
+	lines := s.Banner
+	if len(lines) == 0 {
+		lines = []string{fmt.Sprintf("%s · %s · %s · %s left · recorded as %s", s.HostName, environmentOf(s), levelText(s), leftText(left), s.ID)}
+		if s.BreakGlass {
+			lines = append(lines, "BREAK-GLASS in force: everybody is told, and a review is owed")
+		}
+	}
+	var b strings.Builder
+	for i, line := range lines {
+		switch {
+		case i == 0:
+			fmt.Fprintf(&b, "%s %s %s\r\n", colourOf(s.Environment), printable(line), plain)
+		case s.BreakGlass && strings.HasPrefix(line, "BREAK-GLASS"):
+			fmt.Fprintf(&b, "%s %s %s\r\n", red, printable(line), plain)
+		default:
+			fmt.Fprintf(&b, "%s\r\n", printable(line))
+		}
+	}
+	return b.String()
+}
+
+// PromptOf is the shell prompt: environment (or the policy's own word for it),
+// level, minutes left. The shell counts the minutes itself, where it knows the
+// time (bash 5).
+func PromptOf(s wire.SessionSpec) string {
+	label := word(strings.TrimSpace(s.Prompt))
+	if label == "" {
+		label = word(environmentOf(s))
+	}
+	level := "read"
+	end := "$ "
+	if s.Level == wire.LevelWrite {
+		level = "WRITE"
+		if s.Root {
+			end = "# "
+		}
+	}
+	return fmt.Sprintf(`\[%s\] %s \[%s\] %s ${EPOCHSECONDS:+$(((HANDRAIL_ENDS-EPOCHSECONDS)/60))m }%s@%s:\w%s`,
+		colourOf(s.Environment), label, plain, level, word(s.PersonName), word(s.HostName), end)
+}
+
+// word keeps what cannot mean anything to a shell or a terminal.
+func word(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == ' ' || r == '-' || r == '.' || r == '_' || r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
+			return r
+		}
+		return -1
+	}, s)
+}
+
+// printable drops control characters, escape sequences' first bytes among them.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 {
+			return -1
+		}
+		return r
+	}, s)
+}
+
+// connecting are the system calls whose refusal is not about files.
+var connecting = map[string]bool{"socket": true, "connect": true, "sendto": true, "sendmsg": true, "sendmmsg": true, "socketpair": true, "bind": true}
+
+// refusalText is the one line that the first refusal prints: why, and the next
+// command.
+func refusalText(spec Spec, r sandbox.Refusal) string {
+	s := spec.Session
+	host := word(s.HostName)
+	what := "that"
+	if r.Path != "" {
+		what = printable(r.Path)
+	}
+	if connecting[r.Syscall] {
+		return fmt.Sprintf("this session is read-only: it cannot connect anywhere. Next: handrail inspect %s ports, or handrail elevate %s --reason \"…\"", host, host)
+	}
+	verb := "change " + what
+	switch r.Syscall {
+	case "kill", "tgkill", "tkill", "pidfd_send_signal":
+		verb = "signal other processes"
+	case "ptrace", "process_vm_readv", "process_vm_writev":
+		return fmt.Sprintf("this session is read-only: it cannot look into other processes. Next: handrail inspect %s stacks, or handrail elevate %s --reason \"…\"", host, host)
+	}
+	return fmt.Sprintf("this session is read-only: it cannot %s. Next: handrail elevate %s --reason \"…\"", verb, host)
+}
