@@ -1,0 +1,247 @@
+package warden
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/keeper"
+	"handrail.dev/handrail/internal/host/sandbox"
+)
+
+// Config is what a warden needs to know.
+type Config struct {
+	Dir     string   // its own folder, 0700: pin, trust bundle, last checkpoint, host policy, spools
+	Socket  string   // unix socket that it makes for the link
+	LinkUID int      // the only uid that may connect
+	LinkGID int      // group of the socket
+	Hide    []string // folders of handrail on this machine that no session may see (Dir is always hidden)
+	Trial   bool     // this installation can never be production
+	Confine bool     // give up all Capabilities but those listed; not where other code runs in this process
+	Version string
+	Boot    func() time.Duration // nil: CLOCK_BOOTTIME
+	Log     *slog.Logger         // nil: discard
+}
+
+// warden is the running role.
+type warden struct {
+	c      Config
+	judge  *judge
+	pin    *pinKeeper
+	events *events
+	run    *sessions
+	status Status
+	log    *slog.Logger
+}
+
+// Run serves until ctx ends; then every session is dead.
+func Run(ctx context.Context, c Config) error {
+	w, unlock, err := open(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	l, err := listen(c)
+	if err != nil {
+		return err
+	}
+	defer w.run.spawn.Close()
+	if c.Confine && os.Geteuid() == 0 {
+		if err := confine(); err != nil { // it serves all the same: this is a second wall
+			w.log.Warn("the warden keeps more power than it needs", "error", err)
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		w.watch(ctx)
+	}()
+	context.AfterFunc(ctx, func() { l.Close() })
+	err = w.accept(ctx, l, &wg)
+	cancel()
+	w.run.stopWhere(keeper.WhyStopped, func(*live) bool { return true })
+	wg.Wait()
+	return err
+}
+
+// open reads what the warden remembers and clears up after an earlier one.
+func open(ctx context.Context, c Config) (*warden, func(), error) {
+	if c.Boot == nil {
+		c.Boot = bootTime
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	pin, err := readPin(c.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, fault.New(fault.NotFound, "cannot start the warden: this host has not joined an installation").
+			WithHint("handrail host invite (on the server), then handrail join here")
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	policy, err := readPolicy(c.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	j, err := newJudge(pin, policy, c.Boot)
+	if err != nil {
+		return nil, nil, err
+	}
+	unlock, err := lock(c.Dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	spools := filepath.Join(c.Dir, "spool")
+	if err := os.MkdirAll(spools, 0o700); err != nil {
+		unlock()
+		return nil, nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
+	}
+	held, err := hold(c.Dir)
+	if err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	release := func() { held.Close(); unlock() }
+	hide := append([]string{c.Dir}, c.Hide...)
+	probe := sandbox.Probe(ctx, hide)
+	w := &warden{
+		c: c, judge: j, pin: &pinKeeper{dir: within(held), j: j, saved: j.size(), vers: j.bundleVersion()}, events: newEvents(), log: c.Log,
+		status: Status{Node: pin.Node, Mode: string(probe.Mode), Floor: string(probe.Floor), Missing: probe.Missing,
+			Trial: c.Trial || probe.Mode != sandbox.RootMode, Version: c.Version, BootID: bootID()},
+	}
+	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
+		hide: hide, events: w.events, live: map[string]*live{}, uids: newUIDRange(policy)}
+	for name := range leftovers(w.run.prefix) {
+		n := killResidue(name)
+		w.events.put(wire.Event{Kind: wire.EventResidue, Session: name[len(w.run.prefix):], Count: int64(n),
+			Text: "an earlier warden ended without ending this session; what it left was killed"})
+	}
+	return w, release, nil
+}
+
+// cgroupPrefix is of this warden's folder alone, so that two wardens on one
+// machine (a laboratory, a demonstration) leave each other's sessions alone.
+func cgroupPrefix(dir string) string {
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
+	sum := sha256.Sum256([]byte(dir))
+	return "handrail-" + hex.EncodeToString(sum[:4]) + "-"
+}
+
+// hold opens the folder for good: once confined, the warden may not walk to it
+// through the folders above, which can be anybody's.
+func hold(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
+	}
+	return f, nil
+}
+
+// within is the path of a held folder.
+func within(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+func lock(dir string) (func(), error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fault.New(fault.Conflict, "cannot start the warden: another one runs on %s", dir)
+	}
+	return func() { f.Close() }, nil
+}
+
+func listen(c Config) (*net.UnixListener, error) {
+	_ = os.Remove(c.Socket) // the lock says that nobody listens there
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.Socket, Net: "unix"})
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
+	}
+	err = os.Chmod(c.Socket, 0o660)
+	if err == nil && os.Geteuid() == 0 {
+		err = os.Chown(c.Socket, 0, c.LinkGID)
+	}
+	if err != nil {
+		l.Close()
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
+	}
+	return l, nil
+}
+
+// clockJump is how far the wall clock may move against boot time within a
+// second before it is an event: entries of that time are to be read with care.
+const clockJump = 5 * time.Second
+
+// watch ends sessions when no server was heard of for too long, and reports a
+// clock that jumps. Deadlines do not care: they run on boot time.
+func (w *warden) watch(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	offset := wallMinusBoot()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if since, have := w.judge.staleFor(); have && since > staleKill {
+			w.run.stopWhere(keeper.WhyLease, func(*live) bool { return true })
+		}
+		offset = w.clock(offset, wallMinusBoot())
+	}
+}
+
+// clock reports a jump and returns what to compare with next.
+func (w *warden) clock(before, now time.Duration) time.Duration {
+	if jump := now - before; jump.Abs() > clockJump {
+		w.events.put(wire.Event{Kind: wire.EventClock, Count: jump.Milliseconds(),
+			Text: "this host's clock jumped by " + jump.Round(time.Millisecond).String()})
+	}
+	return now
+}
+
+// wallMinusBoot is constant while nobody sets the clock.
+func wallMinusBoot() time.Duration {
+	return time.Duration(time.Now().UnixNano()) - bootTime()
+}
+
+// stopOvertaken ends the sessions of those whom a lease says were locked: the
+// brake itself may have been lost.
+func (w *warden) stopOvertaken() {
+	w.run.stopWhere(keeper.WhyLocked, func(l *live) bool { return w.judge.overtaken(l.person, l.epochs[l.person]) })
+}
+
+func bootTime() time.Duration {
+	var ts unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}
+
+func bootID() string {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || len(b) < 36 {
+		return ""
+	}
+	return string(b[:36])
+}
