@@ -1,0 +1,176 @@
+package link
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/wire"
+)
+
+// serverName stands in every server certificate of an installation: which
+// address a server has is not what makes it one.
+const serverName = "server.handrail.internal"
+
+const (
+	keyName  = "node.key"
+	certName = "node.crt"
+	infoName = "node.json"
+)
+
+// identity is what Join wrote: who this node is and whom it trusts.
+type identity struct {
+	V         int      `json:"v"`
+	Host      string   `json:"host"`
+	Name      string   `json:"name"`
+	Addresses []string `json:"addresses"`
+	RootHash  string   `json:"root_hash"`
+	Bundle    []byte   `json:"bundle"`
+
+	dir  string
+	cert tls.Certificate
+	mu   sync.Mutex
+	open ledger.Bundle
+}
+
+// IsJoined reports whether dir holds an identity.
+func IsJoined(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, infoName))
+	return err == nil
+}
+
+func load(dir string) (*identity, error) {
+	b, err := os.ReadFile(filepath.Join(dir, infoName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "cannot start the link: this host has not joined an installation").
+			WithHint("handrail host invite (on the server), then handrail join here")
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the link")
+	}
+	id := &identity{dir: dir}
+	if err := json.Unmarshal(b, id); err != nil || id.V != 1 || len(id.Addresses) == 0 {
+		return nil, fault.New(fault.Invalid, "cannot read %s: it is damaged", filepath.Join(dir, infoName)).
+			WithHint("remove %s and join again", dir)
+	}
+	if id.open, err = ledger.OpenBundle(id.Bundle, id.RootHash); err != nil {
+		return nil, err
+	}
+	if id.cert, err = tls.LoadX509KeyPair(filepath.Join(dir, certName), filepath.Join(dir, keyName)); err != nil {
+		return nil, fault.Wrap(fault.Invalid, err, "cannot use this node's certificate").WithHint("remove %s and join again", dir)
+	}
+	return id, nil
+}
+
+func (id *identity) save() error {
+	b, err := json.Marshal(id)
+	if err != nil {
+		return err
+	}
+	return writeFile(filepath.Join(id.dir, infoName), b)
+}
+
+// writeFile replaces a file: a crash leaves the old or the new one. It writes
+// to no file that was there: root joins in a folder that is the link's, and a
+// link left under that name would lead root elsewhere.
+func writeFile(path string, b []byte) error {
+	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(b); err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+// learn keeps a newer trust bundle, if the pinned root key signed it.
+func (id *identity) learn(signed []byte) error {
+	if len(signed) == 0 {
+		return nil
+	}
+	b, err := ledger.OpenBundle(signed, id.RootHash)
+	if err != nil {
+		return err
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	if b.Version <= id.open.Version || b.Origin != id.open.Origin {
+		return nil
+	}
+	id.open, id.Bundle = b, signed
+	return id.save()
+}
+
+func pool(b ledger.Bundle) (*x509.CertPool, error) {
+	p := x509.NewCertPool()
+	for _, der := range b.CA {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "cannot use the trust bundle's CA")
+		}
+		p.AddCert(c)
+	}
+	return p, nil
+}
+
+// dial makes the mTLS connection. The server is known by the installation's
+// CA alone, which the pinned root key vouches for.
+func (id *identity) dial(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error), address string) (net.Conn, error) {
+	id.mu.Lock()
+	bundle := id.open
+	id.mu.Unlock()
+	roots, err := pool(bundle)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := dial(ctx, "tcp", address)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot connect to %s", address)
+	}
+	c := tls.Client(raw, &tls.Config{
+		MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: serverName, NextProtos: []string{wire.ALPN},
+		Certificates: []tls.Certificate{id.cert},
+	})
+	if err := c.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot connect to %s", address)
+	}
+	if p := c.ConnectionState().NegotiatedProtocol; p != wire.ALPN {
+		c.Close()
+		return nil, fault.New(fault.Unavailable, "cannot connect to %s: it speaks %q, not %q", address, p, wire.ALPN)
+	}
+	return c, nil
+}
+
+func yamuxConfig() *yamux.Config {
+	c := yamux.DefaultConfig()
+	c.MaxStreamWindowSize = 4 << 20
+	c.KeepAliveInterval = 5 * time.Second
+	c.ConnectionWriteTimeout = 10 * time.Second
+	c.StreamOpenTimeout = 10 * time.Second
+	c.LogOutput = io.Discard
+	return c
+}

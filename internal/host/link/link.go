@@ -1,0 +1,165 @@
+// Package link is the network half of a node, without privilege. It keeps the
+// connections to a server, carries orders to the warden and sessions back, and
+// reports facts and events. Nothing that it says or forges can start a
+// session: the warden checks everything again.
+//
+//	server ══ control: NATS (leases, brakes, facts, events), terminals ══ link ── warden
+//	       ══ bulk: commands and sftp ══════════════════════════════════╝
+//
+// Two connections, so that a copy does not make a keystroke wait. When either
+// ends, both do, and everything starts again from the next address.
+package link
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"golang.org/x/sync/errgroup"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/warden"
+)
+
+// Config is what a link needs to know.
+type Config struct {
+	Dir     string // key, certificate, server addresses; written by Join
+	Socket  string // the warden's unix socket
+	Version string
+	Log     *slog.Logger // nil: discard
+	// Dial reaches a server; nil is the network's own.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Connected is told of every established connection; nil is nobody.
+	Connected func(address string)
+}
+
+const (
+	firstBackoff = 200 * time.Millisecond
+	lastBackoff  = 15 * time.Second
+	settled      = 30 * time.Second // a connection that lived so long starts the backoff anew
+	helloTimeout = 15 * time.Second
+)
+
+type link struct {
+	c      Config
+	id     *identity
+	warden *warden.Client
+	log    *slog.Logger
+}
+
+// Run keeps the node connected until ctx ends.
+func Run(ctx context.Context, c Config) error {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Dial == nil {
+		c.Dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext
+	}
+	id, err := load(c.Dir)
+	if err != nil {
+		return err
+	}
+	l := &link{c: c, id: id, warden: warden.NewClient(c.Socket), log: c.Log}
+	defer l.warden.Close()
+	backoff := firstBackoff
+	for i := 0; ; i++ {
+		address := id.Addresses[i%len(id.Addresses)]
+		began := time.Now()
+		err := l.connect(ctx, address)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(began) > settled {
+			backoff = firstBackoff
+		}
+		l.log.Warn("the connection to the server ended", "address", address, "error", err)
+		// Full jitter: a thousand nodes must not come back in one instant.
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(firstBackoff/2 + rand.N(backoff)):
+		}
+		backoff = min(2*backoff, lastBackoff)
+	}
+}
+
+// connect serves one pair of connections until one of them ends.
+func (l *link) connect(ctx context.Context, address string) error {
+	status, err := l.warden.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if status.Node != l.id.Host {
+		return fault.New(fault.Conflict, "cannot connect: the link is of host %s, the warden of %s", l.id.Host, status.Node).
+			WithHint("remove both folders and join again")
+	}
+	control, answer, err := l.open(ctx, address, wire.UseControl, status)
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	bulk, _, err := l.open(ctx, address, wire.UseBulk, status)
+	if err != nil {
+		return err
+	}
+	defer bulk.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(ctx, func() { control.Close(); bulk.Close() })
+	defer stop()
+	b, err := l.join(ctx, control, answer)
+	if err != nil {
+		return err
+	}
+	defer b.close()
+	l.log.Info("connected", "address", address)
+	if l.c.Connected != nil {
+		l.c.Connected(address)
+	}
+	// Orders wait in the streams' queue until there is a lease to act on.
+	if err := b.lease(ctx); err != nil {
+		l.log.Warn("no lease", "error", err)
+	}
+	g.Go(func() error { return b.leases(ctx) })
+	g.Go(func() error { return b.facts(ctx) })
+	g.Go(func() error { return b.events(ctx) })
+	g.Go(func() error { return b.ended(ctx) })
+	g.Go(func() error { return l.sessions(ctx, control, b) })
+	g.Go(func() error { return l.sessions(ctx, bulk, b) })
+	return g.Wait()
+}
+
+// open dials, says hello and starts yamux.
+func (l *link) open(ctx context.Context, address, use string, s warden.Status) (*yamux.Session, wire.HelloAnswer, error) {
+	var answer wire.HelloAnswer
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	c, err := l.id.dial(ctx, l.c.Dial, address)
+	if err != nil {
+		return nil, answer, err
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	hello := wire.Hello{V: 1, Use: use, Version: l.c.Version, Mode: s.Mode, Missing: s.Missing, Floor: s.Floor, Trial: s.Trial}
+	if err = wire.WriteLine(c, hello); err == nil {
+		err = wire.ReadLine(c, &answer)
+	}
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err == nil && answer.Error != "" {
+		err = errors.New(answer.Error)
+	}
+	var y *yamux.Session
+	if err == nil {
+		y, err = yamux.Client(wire.Whole(c), yamuxConfig())
+	}
+	if err != nil {
+		c.Close()
+		return nil, answer, fault.Wrap(fault.Unavailable, err, "cannot connect to %s", address)
+	}
+	return y, answer, nil
+}

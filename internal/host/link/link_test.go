@@ -1,0 +1,626 @@
+package link
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/keeper"
+	"handrail.dev/handrail/internal/host/warden"
+)
+
+func TestMain(m *testing.M) {
+	keeper.Main()
+	os.Exit(m.Run())
+}
+
+const host = "h-00000001"
+
+// fake is a server with real keys, a real bus and a tree in memory.
+type fake struct {
+	t     *testing.T
+	ring  *keyring.Ring
+	l     net.Listener
+	bus   *server.Server
+	nc    *nats.Conn
+	joins int
+
+	mu     sync.Mutex
+	hashes []tlog.Hash
+	leaves [][]byte
+	conns  map[string]*yamux.Session
+	hello  wire.Hello
+	facts  map[string]string
+	events []wire.Event
+	asked  int // proofs asked for
+	change sync.Cond
+}
+
+func newFake(t *testing.T) *fake {
+	t.Helper()
+	dir := t.TempDir()
+	if err := keyring.Init(filepath.Join(dir, "keys"), filepath.Join(dir, "root"), "handrail.test/ledger"); err != nil {
+		t.Fatal(err)
+	}
+	ring, err := keyring.Open(filepath.Join(dir, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fake{t: t, ring: ring, conns: map[string]*yamux.Session{}, facts: map[string]string{}}
+	f.change.L = &f.mu
+	f.grow([]byte("first"))
+	f.bus, err = server.NewServer(&server.Options{DontListen: true, NoLog: true, NoSigs: true, Username: host, Password: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.bus.Start()
+	t.Cleanup(f.bus.Shutdown)
+	if f.nc, err = nats.Connect("", nats.InProcessServer(f.bus), nats.UserInfo(host, "p")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(f.nc.Close)
+	f.answer()
+	f.listen("127.0.0.1:0")
+	return f
+}
+
+func (f *fake) listen(address string) {
+	f.t.Helper()
+	cert, err := f.ring.ServerCertificate([]string{"localhost"})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.l, err = tls.Listen("tcp", address, &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: f.ring.CAPool(),
+		ClientAuth: tls.VerifyClientCertIfGiven, NextProtos: []string{wire.ALPN, "http/1.1"}, MinVersion: tls.VersionTLS13})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	l := f.l
+	f.t.Cleanup(func() { l.Close() })
+	web := &queue{conns: make(chan net.Conn), l: l}
+	go http.Serve(web, f.api()) //nolint:errcheck // ends with the listener
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				close(web.conns)
+				return
+			}
+			go func() {
+				tc := c.(*tls.Conn)
+				if tc.Handshake() != nil {
+					return
+				}
+				if tc.ConnectionState().NegotiatedProtocol == wire.ALPN {
+					f.node(tc)
+					return
+				}
+				web.conns <- tc
+			}()
+		}
+	}()
+}
+
+type queue struct {
+	conns chan net.Conn
+	l     net.Listener
+}
+
+func (q *queue) Accept() (net.Conn, error) {
+	c, ok := <-q.conns
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+func (q *queue) Close() error   { return nil }
+func (q *queue) Addr() net.Addr { return q.l.Addr() }
+
+func (f *fake) api() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /handrail.v1.Logins/Trust", func(w http.ResponseWriter, _ *http.Request) {
+		_, signed := f.ring.Bundle()
+		_ = json.NewEncoder(w).Encode(map[string]any{"bundle": signed})
+	})
+	mux.HandleFunc("POST /handrail.v1.Hosts/Join", func(w http.ResponseWriter, r *http.Request) {
+		f.joins++
+		var in struct {
+			Token, Hostname string
+			CSR             []byte
+		}
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		if !strings.HasSuffix(in.Token, "a-good-secret-word") {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = w.Write([]byte(`{"code":"not_found","message":"cannot join: the token was used already"}`))
+			return
+		}
+		der, err := f.ring.IssueNode(in.CSR, host)
+		if err != nil {
+			f.t.Error(err)
+		}
+		_, signed := f.ring.Bundle()
+		_ = json.NewEncoder(w).Encode(map[string]any{"host": host, "name": in.Hostname, "certificate": der, "bundle": signed})
+	})
+	return mux
+}
+
+func (f *fake) node(c *tls.Conn) {
+	who, err := keyring.NodeOf(c.ConnectionState().PeerCertificates[0])
+	var h wire.Hello
+	if err != nil || who != host || wire.ReadLine(c, &h) != nil {
+		c.Close()
+		return
+	}
+	_ = wire.WriteLine(c, wire.HelloAnswer{V: 1, NATSUser: host, NATSPass: "p"})
+	y, err := yamux.Server(c, yamuxConfig())
+	if err != nil {
+		return
+	}
+	f.mu.Lock()
+	f.conns[h.Use], f.hello = y, h
+	f.change.Broadcast()
+	f.mu.Unlock()
+	for {
+		s, err := y.AcceptStream()
+		if err != nil {
+			return
+		}
+		go func() {
+			if kind, err := wire.ReadStreamKind(s); err != nil || kind != wire.StreamNATS {
+				s.Close()
+				return
+			}
+			in, err := f.bus.InProcessConn()
+			if err != nil {
+				return
+			}
+			go func() { pour(in, s); in.Close() }()
+			pour(s, in)
+			s.Close()
+		}()
+	}
+}
+
+// answer is the server's side of the bus.
+func (f *fake) answer() {
+	sub := func(name string, do func(*nats.Msg)) {
+		if _, err := f.nc.Subscribe(wire.UpWildcard(name), do); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+	sub(wire.UpLease, func(m *nats.Msg) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		ask, err := wire.ParseLeaseAsk(m.Data)
+		if err != nil {
+			return
+		}
+		size := int64(len(f.leaves))
+		a := wire.LeaseAnswer{V: 1, Node: host, Nonce: ask.Nonce, ServerTime: time.Now().UnixMicro(), Checkpoint: f.checkpoint(size)}
+		if ask.Size > 0 && ask.Size < size {
+			p, _ := tlog.ProveTree(size, ask.Size, f)
+			a.Consistency = wire.HashList(p)
+		}
+		b, _ := wire.SignLease(a, f.ring.Order())
+		_ = m.Respond(b)
+	})
+	sub(wire.UpConsistency, func(m *nats.Msg) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.asked++
+		var ask wire.ConsistencyAsk
+		_ = json.Unmarshal(m.Data, &ask)
+		p, err := tlog.ProveTree(ask.New, ask.Old, f)
+		a := wire.ConsistencyAnswer{V: 1, Hashes: wire.HashList(p)}
+		if err != nil {
+			a.Error = err.Error()
+		}
+		out, _ := json.Marshal(a)
+		_ = m.Respond(out)
+	})
+	sub(wire.UpFacts, func(m *nats.Msg) {
+		var in wire.Facts
+		_ = json.Unmarshal(m.Data, &in)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, fact := range in.Facts {
+			f.facts[fact.Name] = fact.Value
+		}
+		f.change.Broadcast()
+	})
+	sub(wire.UpEvent, func(m *nats.Msg) {
+		var e wire.Event
+		_ = json.Unmarshal(m.Data, &e)
+		f.mu.Lock()
+		f.events = append(f.events, e)
+		f.change.Broadcast()
+		f.mu.Unlock()
+		_ = m.Respond([]byte("ok"))
+	})
+}
+
+// ReadHashes implements tlog.HashReader. The caller holds mu.
+func (f *fake) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	out := make([]tlog.Hash, len(indexes))
+	for i, x := range indexes {
+		out[i] = f.hashes[x]
+	}
+	return out, nil
+}
+
+func (f *fake) grow(leaf []byte) int64 {
+	n := int64(len(f.leaves))
+	hs, err := tlog.StoredHashes(n, leaf, f)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.hashes, f.leaves = append(f.hashes, hs...), append(f.leaves, leaf)
+	return n
+}
+
+func (f *fake) checkpoint(size int64) []byte {
+	h, err := tlog.TreeHash(size, f)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	c, err := ledger.SignCheckpoint(f.ring.Origin(), tlog.Tree{N: size, Hash: h}, f.ring.Log())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return c
+}
+
+// order records and signs an order for a session.
+func (f *fake) order(id string, s wire.SessionSpec) []byte {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.ID, s.Person, s.PersonName, s.Level, s.HostName = "s-"+id, "p-ada00001", "ada", wire.LevelRead, "web-1"
+	if s.RemainingMS == 0 {
+		s.RemainingMS = 60_000
+	}
+	p := wire.OrderPayload{V: 1, Order: "o-" + id, Kind: wire.KindSessionStart, Node: host, Issued: time.Now().UnixMicro(), ValidMS: 60_000,
+		Epochs: wire.Epochs{Person: map[string]int64{"p-ada00001": 1}}, Session: &s}
+	body, err := p.Marshal()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	salt := make([]byte, 32)
+	leaf := ledger.Leaf{V: ledger.LeafVersion, Time: p.Issued, Action: "session.opened", Subjects: []string{"p-ada00001"}, Session: s.ID,
+		Target: "host/" + host, Outcome: ledger.OK, Commit: ledger.Commit(salt, body)}
+	raw := leaf.Marshal()
+	n := f.grow(raw)
+	size := int64(len(f.leaves))
+	inc, err := tlog.ProveRecord(size, n, f)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	b, err := wire.BuildOrder(ledger.Proof{Index: n, Leaf: raw, Salt: salt, Payload: body, Inclusion: inc, Checkpoint: f.checkpoint(size)}, f.ring.Order())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return b
+}
+
+// until waits for what the fake has heard.
+func (f *fake) until(what string, ok func() bool) {
+	f.t.Helper()
+	stop := time.AfterFunc(20*time.Second, func() {
+		f.mu.Lock()
+		f.change.Broadcast()
+		f.mu.Unlock()
+	})
+	defer stop.Stop()
+	end := time.Now().Add(20 * time.Second)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for !ok() {
+		if time.Now().After(end) {
+			f.t.Fatalf("after 20 s it is still not so that %s", what)
+		}
+		f.change.Wait()
+	}
+}
+
+// open opens a session stream on one of the connections, with no consistency
+// proof, so that the node asks for it.
+func (f *fake) open(use string, order []byte) (*yamux.Stream, wire.SessionAnswer) {
+	f.t.Helper()
+	f.mu.Lock()
+	y := f.conns[use]
+	f.mu.Unlock()
+	s, err := y.OpenStream()
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if err := wire.WriteSessionOrder(s, wire.Envelope{Order: order}.Marshal()); err != nil {
+		f.t.Fatal(err)
+	}
+	a, err := wire.ReadAnswer(s)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return s, a
+}
+
+func (f *fake) token(root, secret string) string {
+	return ledger.Token{Address: f.l.Addr().String(), RootHash: root, Secret: secret}.String()
+}
+
+// node joins and runs link and warden in this process.
+func startNode(t *testing.T, f *fake) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir, err := os.MkdirTemp("", "hrl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	joined, err := Join(t.Context(), f.token(f.ring.RootHash(), "a-good-secret-word"), filepath.Join(dir, "link"), JoinOptions{Hostname: "web-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if joined.Node != host || joined.Name != "web-1" || !IsJoined(filepath.Join(dir, "link")) {
+		t.Fatalf("%+v", joined)
+	}
+	if err := warden.SetPin(filepath.Join(dir, "warden"), warden.Pin{Node: joined.Node, RootHash: joined.RootHash, Bundle: joined.Bundle}); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 2)
+	go func() {
+		done <- warden.Run(ctx, warden.Config{Dir: filepath.Join(dir, "warden"), Socket: socket, Version: "test"})
+	}()
+	go func() { done <- Run(ctx, Config{Dir: filepath.Join(dir, "link"), Socket: socket, Version: "test"}) }()
+	t.Cleanup(func() {
+		cancel()
+		for range 2 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	f.until("both connections are there", func() bool { return f.conns[wire.UseControl] != nil && f.conns[wire.UseBulk] != nil })
+}
+
+// output reads a session to its end.
+func output(t *testing.T, s *yamux.Stream) (string, wire.Exit) {
+	t.Helper()
+	var out bytes.Buffer
+	r := wire.NewReader(s)
+	for {
+		ft, p, err := r.Next()
+		if err != nil {
+			t.Fatalf("%v after %q", err, out.String())
+		}
+		switch ft {
+		case wire.FrameStdout, wire.FrameStderr:
+			out.Write(p)
+		case wire.FrameExit:
+			e, err := wire.DecodeExit(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return out.String(), e
+		}
+	}
+}
+
+func TestANodeJoinsConnectsAndServesSessions(t *testing.T) {
+	f := newFake(t)
+	startNode(t, f)
+	if f.hello.Mode != wire.ModeRoot || f.hello.Floor != wire.FloorFull || f.hello.Version != "test" {
+		t.Fatalf("%+v", f.hello)
+	}
+	f.until("the facts are there", func() bool { return f.facts["kernel"] != "" && f.facts["memory_total_bytes"] != "" })
+	for i, use := range []string{wire.UseControl, wire.UseBulk} {
+		s, a := f.open(use, f.order("0000000"+string(rune('1'+i)), wire.SessionSpec{Kind: wire.SessionExec, Command: "echo over " + use}))
+		if !a.OK {
+			t.Fatalf("%+v", a)
+		}
+		if out, e := output(t, s); out != "over "+use+"\n" || e.Status != 0 {
+			t.Fatalf("%q %+v", out, e)
+		}
+		s.Close()
+	}
+	if f.asked == 0 {
+		t.Fatal("the node acted on a checkpoint without a consistency proof")
+	}
+	f.until("the end of both sessions is reported", func() bool {
+		n := 0
+		for _, e := range f.events {
+			if e.Kind == wire.EventSessionEnded {
+				n++
+			}
+		}
+		return n == 2
+	})
+}
+
+func TestARefusedOrderIsAnsweredAndAlarmed(t *testing.T) {
+	f := newFake(t)
+	startNode(t, f)
+	order := f.order("00000001", wire.SessionSpec{Kind: wire.SessionExec, Command: "true"})
+	s, a := f.open(wire.UseControl, order)
+	if !a.OK {
+		t.Fatalf("%+v", a)
+	}
+	s.Close()
+	if _, a = f.open(wire.UseControl, order); a.OK || a.Kind != "denied" || !strings.Contains(a.Text, "carried out already") {
+		t.Fatalf("%+v", a)
+	}
+	f.until("the alarm is up", func() bool {
+		for _, e := range f.events {
+			if e.Kind == wire.EventAlarm && e.Rule == warden.RuleReplay {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func TestABrakeComesThroughAndIsAnswered(t *testing.T) {
+	f := newFake(t)
+	startNode(t, f)
+	s, a := f.open(wire.UseBulk, f.order("00000001", wire.SessionSpec{Kind: wire.SessionExec, Command: "setsid nohup sleep 1000 >/dev/null 2>&1 & echo ready; exec sleep 1000"}))
+	if !a.OK {
+		t.Fatalf("%+v", a)
+	}
+	if ft, _, err := wire.NewReader(s).Next(); err != nil || ft != wire.FrameStdout {
+		t.Fatal(ft, err)
+	}
+	signed, err := wire.SignBrake(wire.Brake{V: 1, ID: "b-00000001", Kind: wire.BrakeLockPerson, Node: wire.EveryNode, Person: "p-ada00001", Epoch: 2, Issued: 1}, f.ring.Order())
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	m, err := f.nc.Request(wire.FleetSubject(wire.DownBrake), signed, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var k wire.BrakeAnswer
+	if err := json.Unmarshal(m.Data, &k); err != nil || k.Sessions != 1 || k.Killed < 2 || k.Node != host {
+		t.Fatalf("%+v %v", k, err)
+	}
+	t.Logf("brake, sent to answered: %s", time.Since(start))
+}
+
+func TestACutConnectionEndsItsSessionsAndComesBack(t *testing.T) {
+	f := newFake(t)
+	startNode(t, f)
+	s, a := f.open(wire.UseControl, f.order("00000001", wire.SessionSpec{Kind: wire.SessionExec, Command: "echo ready; exec sleep 1000"}))
+	if !a.OK {
+		t.Fatalf("%+v", a)
+	}
+	if ft, _, err := wire.NewReader(s).Next(); err != nil || ft != wire.FrameStdout {
+		t.Fatal(ft, err)
+	}
+	address := f.l.Addr().String()
+	f.l.Close()
+	f.mu.Lock()
+	for use, y := range f.conns {
+		y.Close()
+		delete(f.conns, use)
+	}
+	f.mu.Unlock()
+	f.listen(address)
+	f.until("both connections are there again", func() bool { return f.conns[wire.UseControl] != nil && f.conns[wire.UseBulk] != nil })
+	f.until("the session's end is reported", func() bool {
+		for _, e := range f.events {
+			if e.Kind == wire.EventSessionEnded && e.Why == keeper.WhyGateway {
+				return true
+			}
+		}
+		return false
+	})
+	s, a = f.open(wire.UseControl, f.order("00000002", wire.SessionSpec{Kind: wire.SessionExec, Command: "echo again"}))
+	if !a.OK {
+		t.Fatalf("%+v", a)
+	}
+	if out, _ := output(t, s); out != "again\n" {
+		t.Fatalf("%q", out)
+	}
+}
+
+func TestASessionThatCannotStartIsNotTriedTwice(t *testing.T) {
+	f := newFake(t)
+	startNode(t, f)
+	_, a := f.open(wire.UseControl, f.order("00000001", wire.SessionSpec{Kind: wire.SessionExec, Command: "true", Groups: []string{"docker", "no-such-group"}, RemainingMS: 1}))
+	if a.OK || strings.Contains(a.Text, "carried out already") {
+		t.Fatalf("%+v", a)
+	}
+}
+
+func TestBulkIsWholeAndFast(t *testing.T) {
+	f := newFake(t)
+	startNode(t, f)
+	const size = 256 << 20
+	s, a := f.open(wire.UseBulk, f.order("00000001", wire.SessionSpec{Kind: wire.SessionExec, Command: "head -c 268435456 /dev/zero"}))
+	if !a.OK {
+		t.Fatalf("%+v", a)
+	}
+	start := time.Now()
+	r := wire.NewReader(s)
+	total := 0
+	for {
+		ft, p, err := r.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ft == wire.FrameExit {
+			break
+		}
+		total += len(p)
+	}
+	if total != size {
+		t.Fatalf("%d of %d bytes", total, size)
+	}
+	t.Logf("%.0f MiB/s from the program to the server", size/(1<<20)/time.Since(start).Seconds())
+}
+
+func TestAJoinTrustsNoServerButTheTokens(t *testing.T) {
+	f := newFake(t)
+	other := newFake(t)
+	dir := filepath.Join(t.TempDir(), "link")
+	_, err := Join(t.Context(), f.token(other.ring.RootHash(), "a-good-secret-word"), dir, JoinOptions{Hostname: "web-1"})
+	if fault.KindOf(err) != fault.Denied || f.joins != 0 {
+		t.Fatalf("%v; the token was sent %d times", err, f.joins)
+	}
+	if IsJoined(dir) {
+		t.Fatal("it counts as joined")
+	}
+}
+
+func TestAUsedOrMalformedTokenSaysSo(t *testing.T) {
+	f := newFake(t)
+	dir := filepath.Join(t.TempDir(), "link")
+	_, err := Join(t.Context(), f.token(f.ring.RootHash(), "a-spent-secret-word"), dir, JoinOptions{Hostname: "web-1"})
+	if fault.KindOf(err) != fault.NotFound || !strings.Contains(err.Error(), "used already") {
+		t.Fatal(err)
+	}
+	if _, err := Join(t.Context(), "nonsense", dir, JoinOptions{}); fault.KindOf(err) != fault.Invalid {
+		t.Fatal(err)
+	}
+	if err := Run(t.Context(), Config{Dir: dir}); fault.KindOf(err) != fault.NotFound {
+		t.Fatal(err)
+	}
+	var f2 *fault.Error
+	if _, err := load(dir); !errors.As(err, &f2) || f2.Hint == "" {
+		t.Fatal("no hint what to do")
+	}
+}
+
+func TestASecondJoinIsRefused(t *testing.T) {
+	f := newFake(t)
+	dir := filepath.Join(t.TempDir(), "link")
+	if _, err := Join(t.Context(), f.token(f.ring.RootHash(), "a-good-secret-word"), dir, JoinOptions{Hostname: "web-1", UID: os.Getuid(), GID: os.Getgid()}); err != nil {
+		t.Fatal(err)
+	}
+	if fi, err := os.Stat(filepath.Join(dir, keyName)); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Fatal(fi.Mode(), err)
+	}
+	if _, err := Join(t.Context(), f.token(f.ring.RootHash(), "a-good-secret-word"), dir, JoinOptions{}); fault.KindOf(err) != fault.Conflict {
+		t.Fatal(err)
+	}
+}

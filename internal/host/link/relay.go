@@ -1,0 +1,144 @@
+package link
+
+import (
+	"context"
+	"io"
+	"net"
+	"os"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/warden"
+)
+
+const (
+	maxStreams   = 1024             // of sessions, on one connection
+	orderTimeout = 30 * time.Second // from the stream's first byte to the running session
+)
+
+// sessions accepts the streams that the server opens.
+func (l *link) sessions(ctx context.Context, y *yamux.Session, b *bus) error {
+	slots := make(chan struct{}, maxStreams)
+	for {
+		s, err := y.AcceptStream()
+		if err != nil {
+			return fault.Wrap(fault.Unavailable, err, "the connection ended")
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			s.Close()
+			continue
+		}
+		go func() {
+			defer func() { <-slots }()
+			l.session(ctx, s, b)
+		}()
+	}
+}
+
+// session carries one order to the warden and, if it starts something, the
+// session's bytes both ways until either side closes.
+func (l *link) session(ctx context.Context, s *yamux.Stream, b *bus) {
+	defer s.Close()
+	_ = s.SetReadDeadline(time.Now().Add(orderTimeout))
+	kind, err := wire.ReadStreamKind(s)
+	if err != nil || kind != wire.StreamSession {
+		return
+	}
+	raw, err := wire.ReadEnvelope(s)
+	if err != nil {
+		return
+	}
+	_ = s.SetReadDeadline(time.Time{})
+	a, f, err := l.order(ctx, raw, b)
+	if err != nil {
+		l.log.Warn("an order was refused", "error", err)
+		a = wire.Refusal(err)
+	}
+	if werr := wire.WriteAnswer(s, a); werr != nil || f == nil {
+		if f != nil {
+			f.Close()
+		}
+		return
+	}
+	conn, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		return
+	}
+	relay(s, conn)
+}
+
+func (l *link) order(ctx context.Context, raw []byte, b *bus) (a wire.SessionAnswer, f *os.File, err error) {
+	ctx, cancel := context.WithTimeout(ctx, orderTimeout)
+	defer cancel()
+	e, err := wire.ParseEnvelope(raw)
+	if err != nil {
+		// The warden says so too, and raises the alarm.
+		a, f, err = l.warden.Order(ctx, raw)
+		return a, f, err
+	}
+	a, f, err = l.prove(ctx, raw, e, b)
+	if err != nil && fault.From(err).Rule == warden.RuleLease {
+		// The warden may have just started, and have no lease yet. The order
+		// was not spent.
+		if lerr := b.lease(ctx); lerr == nil {
+			a, f, err = l.prove(ctx, raw, e, b)
+		}
+	}
+	return a, f, err
+}
+
+// prove hands in an order, with the proof that the warden asks for.
+func (l *link) prove(ctx context.Context, raw []byte, e wire.Envelope, b *bus) (a wire.SessionAnswer, f *os.File, err error) {
+	first := true
+	err = b.withProof(ctx, func(from int64, proof []tlog.Hash) error {
+		if !first {
+			raw = wire.Envelope{Order: e.Order, From: from, Consistency: proof}.Marshal()
+		}
+		first = false
+		var err error
+		a, f, err = l.warden.Order(ctx, raw)
+		return err
+	})
+	return a, f, err
+}
+
+// relay copies both ways. Either side's end is the session's end: what is only
+// an end of input travels as a frame.
+func relay(s *yamux.Stream, conn net.Conn) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pour(conn, s)
+		conn.Close() // the gateway is gone
+	}()
+	pour(s, conn)
+	s.Close() // sends what is queued, then the end
+	<-done
+}
+
+// pour copies with a buffer that starts small, since most sessions idle, and
+// grows while reads fill it.
+func pour(to io.Writer, from io.Reader) {
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := from.Read(buf)
+		if n > 0 {
+			if _, werr := to.Write(buf[:n]); werr != nil {
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+		if n == len(buf) && n < 256<<10 {
+			buf = make([]byte, 4*n)
+		}
+	}
+}
