@@ -1,0 +1,251 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"connectrpc.com/connect"
+
+	handrailv1 "handrail.dev/handrail/api/handrail/v1"
+	"handrail.dev/handrail/internal/foundation/doorway"
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/policy"
+	"handrail.dev/handrail/internal/foundation/store"
+)
+
+type ledgers struct{ d *Deps }
+
+const maxEntries = 500
+
+func (s ledgers) List(ctx context.Context, r *handrailv1.ListEntriesRequest) (*handrailv1.ListEntriesResponse, error) {
+	limit := int(r.Limit)
+	if limit == 0 {
+		limit = 100
+	}
+	q := store.EntryQuery{
+		Before: int64(r.Before), Limit: min(limit, maxEntries), Action: r.Action,
+		Subject: r.Person, Target: r.Target, Session: r.Session,
+	}
+	names, err := s.d.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if id, ok := names.ids[r.Person]; ok {
+		q.Subject = id
+	}
+	if id, ok := names.ids[strings.TrimPrefix(r.Target, "host/")]; ok {
+		q.Target = "host/" + id
+	}
+	entries, err := s.d.Store.Entries(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	tree, _, err := s.d.Store.Head(ctx)
+	return &handrailv1.ListEntriesResponse{
+		Entries: each(entries, names.entry), Size: uint64(tree.N),
+	}, err
+}
+
+func (s ledgers) one(ctx context.Context, number uint64) (store.Recorded, error) {
+	found, err := s.d.Store.Entries(ctx, store.EntryQuery{After: int64(number) - 1, Limit: 1})
+	if number == 0 {
+		found, err = s.d.Store.Entries(ctx, store.EntryQuery{After: -1, Limit: 1})
+	}
+	if err != nil {
+		return store.Recorded{}, err
+	}
+	if len(found) == 0 || found[0].Seq != int64(number) {
+		return store.Recorded{}, fault.New(fault.NotFound, "cannot find entry #%d", number).WithHint("handrail ledger list")
+	}
+	return found[0], nil
+}
+
+func (s ledgers) Get(ctx context.Context, r *handrailv1.GetEntryRequest) (*handrailv1.GetEntryResponse, error) {
+	found, err := s.one(ctx, r.Number)
+	if err != nil {
+		return nil, err
+	}
+	names, err := s.d.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e := names.entry(found)
+	e.LeafJson = string(found.Leaf)
+	return &handrailv1.GetEntryResponse{Entry: e}, nil
+}
+
+func (s ledgers) Watch(ctx context.Context, r *handrailv1.WatchEntriesRequest, out *connect.ServerStream[handrailv1.WatchEntriesResponse]) error {
+	names, err := s.d.names(ctx)
+	if err != nil {
+		return err
+	}
+	return s.d.Store.Follow(ctx, int64(r.After), func(e store.Recorded) error {
+		return out.Send(&handrailv1.WatchEntriesResponse{Entry: names.entry(e)})
+	})
+}
+
+// progressEvery is how often a long check says how far it is.
+const progressEvery = 100 * time.Millisecond
+
+func (s ledgers) Verify(ctx context.Context, _ *handrailv1.VerifyRequest, out *connect.ServerStream[handrailv1.VerifyResponse]) error {
+	_, err := s.d.Door.Do(ctx, doorway.Act{
+		Action: "ledger.verify", By: caller(ctx), Open: s.note(ctx, ledgerVerified),
+	}, func(ctx context.Context, _ doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
+		var last time.Time
+		report, err := s.d.Store.Verify(ctx, func(done, total int64) {
+			if time.Since(last) >= progressEvery {
+				last = time.Now()
+				_ = out.Send(&handrailv1.VerifyResponse{Checked: uint64(done), Total: uint64(total)}) // the last message tells
+			}
+		}, s.d.Recordings)
+		if err != nil {
+			return ledger.Failed, nil, err
+		}
+		_, signed, err := s.d.Store.Head(ctx)
+		if err != nil {
+			return ledger.Failed, nil, err
+		}
+		outcome := ledger.OK
+		if !report.OK {
+			outcome = ledger.Failed
+		}
+		return outcome, nil, out.Send(&handrailv1.VerifyResponse{
+			Checked: uint64(report.Entries), Total: uint64(report.Entries), Done: true, Ok: report.OK,
+			Findings:   each(report.Findings, ledger.Finding.String),
+			Checkpoint: string(signed), Recordings: uint64(report.Recordings), Payloads: uint64(report.Payloads),
+		})
+	})
+	return err
+}
+
+func (s ledgers) Proof(ctx context.Context, r *handrailv1.ProofRequest) (*handrailv1.ProofResponse, error) {
+	found, err := s.one(ctx, r.Number)
+	if err != nil {
+		return nil, err
+	}
+	tree, signed, err := s.d.Store.Head(ctx)
+	if err != nil {
+		return nil, err
+	}
+	hashes, err := s.d.Store.Inclusion(ctx, found.Seq, tree.N)
+	if err != nil {
+		return nil, err
+	}
+	resp := &handrailv1.ProofResponse{Leaf: found.Leaf, Checkpoint: string(signed)}
+	for _, h := range hashes {
+		resp.Inclusion = append(resp.Inclusion, h[:])
+	}
+	return resp, nil
+}
+
+func (s ledgers) Export(ctx context.Context, _ *handrailv1.ExportRequest, out *connect.ServerStream[handrailv1.ExportResponse]) error {
+	_, err := s.d.Door.Do(ctx, doorway.Act{
+		Action: "ledger.export", By: caller(ctx), Open: s.note(ctx, ledgerExported),
+	}, func(ctx context.Context, _ doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
+		if err := s.d.Store.Export(ctx, sender{out}, s.d.Recordings); err != nil {
+			return ledger.Failed, nil, err
+		}
+		return ledger.OK, nil, nil
+	})
+	return err
+}
+
+// The ledger actions of looking at the ledger as a whole.
+const (
+	ledgerVerified ledger.Action = "ledger.verified"
+	ledgerExported ledger.Action = "ledger.exported"
+)
+
+// Actions lists the ledger actions that this surface records itself.
+func Actions() []ledger.Action { return []ledger.Action{ledgerVerified, ledgerExported} }
+
+func (s ledgers) note(ctx context.Context, action ledger.Action) func(*store.Tx, policy.Decision) ([]ledger.Entry, error) {
+	by := caller(ctx)
+	return func(*store.Tx, policy.Decision) ([]ledger.Entry, error) {
+		return []ledger.Entry{{Action: action, Subjects: []string{by.ID}, Payload: map[string]any{"v": 1}}}, nil
+	}
+}
+
+// sender turns a stream of messages into an io.Writer.
+type sender struct {
+	out *connect.ServerStream[handrailv1.ExportResponse]
+}
+
+const exportChunk = 64 << 10
+
+func (s sender) Write(p []byte) (int, error) {
+	for off := 0; off < len(p); off += exportChunk {
+		if err := s.out.Send(&handrailv1.ExportResponse{Data: p[off:min(off+exportChunk, len(p))]}); err != nil {
+			return off, err
+		}
+	}
+	return len(p), nil
+}
+
+// names turns the random ids of the ledger into what people call them.
+type names struct {
+	of  map[string]string // id → name
+	ids map[string]string // name → id
+}
+
+func (d *Deps) names(ctx context.Context) (*names, error) {
+	n := &names{of: map[string]string{"system": "handrail"}, ids: map[string]string{}}
+	people, err := d.People.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range people {
+		n.of[p.ID], n.ids[p.Name] = p.Name, p.ID
+	}
+	hosts, err := d.Hosts.List(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range hosts {
+		n.of[h.ID], n.ids[h.Name] = h.Name, h.ID
+	}
+	return n, nil
+}
+
+func (n *names) name(id string) string {
+	if name, ok := n.of[id]; ok {
+		return name
+	}
+	return id
+}
+
+func (n *names) entry(r store.Recorded) *handrailv1.Entry {
+	l := r.Parsed
+	e := &handrailv1.Entry{
+		Number: uint64(r.Seq), At: stamp(l.Time), Action: string(l.Action), Outcome: string(l.Outcome),
+		Subjects: l.Subjects, Session: l.Session, Target: l.Target, Object: l.Object, ObjectVersion: uint64(l.Version),
+		Bootstrap: l.Bootstrap, PayloadJson: string(r.Payload), Erased: r.Payload == nil,
+	}
+	if len(l.Subjects) > 0 {
+		e.ActorName = n.name(l.Subjects[0])
+	}
+	if host, ok := strings.CutPrefix(l.Target, "host/"); ok {
+		e.TargetName = n.name(host)
+	}
+	e.Summary = n.summary(e)
+	return e
+}
+
+// summary says an entry in words: "ada: session opened on web-1, denied".
+func (n *names) summary(e *handrailv1.Entry) string {
+	noun, verb, _ := strings.Cut(e.Action, ".")
+	text := fmt.Sprintf("%s: %s %s", e.ActorName, noun, verb)
+	if len(e.Subjects) > 1 {
+		text += " for " + n.name(e.Subjects[1])
+	}
+	if e.TargetName != "" && e.TargetName != e.ActorName {
+		text += " on " + e.TargetName
+	}
+	if e.Outcome != string(ledger.OK) {
+		text += ", " + e.Outcome
+	}
+	return text
+}
