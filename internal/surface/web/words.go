@@ -1,0 +1,545 @@
+package web
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	v1 "handrail.dev/handrail/api/handrail/v1"
+)
+
+// ago says when something was or will be, as people say it.
+func ago(t, now time.Time) string {
+	d := now.Sub(t)
+	if d < 0 {
+		return "in " + span(-d)
+	}
+	if d < 5*time.Second {
+		return "just now"
+	}
+	return span(d) + " ago"
+}
+
+// span says a length of time with at most two units.
+func span(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return strconv.Itoa(int(d.Seconds())) + " s"
+	case d < time.Hour:
+		return strconv.Itoa(int(d.Minutes())) + " min"
+	case d < 24*time.Hour:
+		h, m := int(d.Hours()), int(d.Minutes())%60
+		if m == 0 {
+			return fmt.Sprintf("%d h", h)
+		}
+		return fmt.Sprintf("%d h %d min", h, m)
+	}
+	days := int(d.Hours()) / 24
+	if days == 1 {
+		return "1 day"
+	}
+	return fmt.Sprintf("%d days", days)
+}
+
+// clock says a length as m:ss, for recordings.
+func clock(d *durationpb.Duration) string {
+	s := int(d.AsDuration().Seconds())
+	if s >= 3600 {
+		return fmt.Sprintf("%d:%02d:%02d", s/3600, s/60%60, s%60)
+	}
+	return fmt.Sprintf("%d:%02d", s/60, s%60)
+}
+
+func set(ts *timestamppb.Timestamp) bool { return ts != nil && ts.GetSeconds() > 0 }
+
+func stamp(ts *timestamppb.Timestamp) string { return ts.AsTime().UTC().Format(time.RFC3339) }
+
+func absolute(ts *timestamppb.Timestamp) string {
+	return ts.AsTime().UTC().Format("2006-01-02 15:04:05 UTC")
+}
+
+func size(n uint64) string {
+	if n < 1024 {
+		return strconv.FormatUint(n, 10) + " B"
+	}
+	f, unit := float64(n)/1024, 0
+	for f >= 1024 && unit < 4 {
+		f, unit = f/1024, unit+1
+	}
+	digits := 0
+	if f < 10 {
+		digits = 1
+	}
+	return strconv.FormatFloat(f, 'f', digits, 64) + " " + [...]string{"KiB", "MiB", "GiB", "TiB", "PiB"}[unit]
+}
+
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return strconv.Itoa(n) + " " + many
+}
+
+// factOrder is what people look for first; the rest is folded away.
+var factOrder = []string{
+	"os", "kernel", "arch", "cpus", "cpu_model", "load1", "load5", "load15", "memory_total_bytes", "memory_available_bytes",
+	"disk_root_total_bytes", "disk_root_free_bytes", "uptime_seconds", "addresses", "hostname", "processes", "timezone",
+}
+
+// sortFacts splits the facts into those that people look for, in order, and
+// the rest.
+func sortFacts(facts []*v1.Fact) (first, rest []*v1.Fact) {
+	for _, name := range factOrder {
+		for _, f := range facts {
+			if f.Name == name {
+				first = append(first, f)
+			}
+		}
+	}
+	for _, f := range facts {
+		if !slices.Contains(factOrder, f.Name) {
+			rest = append(rest, f)
+		}
+	}
+	return first, rest
+}
+
+// sentence makes the tail of an error a sentence: "cannot decide a-1: nobody
+// …" is what a log wants; a page that stands on the request wants the reason.
+func sentence(s string) string {
+	if strings.HasPrefix(s, "cannot ") {
+		if _, why, ok := strings.Cut(s, ": "); ok {
+			s = why
+		}
+	}
+	s = strings.TrimRight(s, ".")
+	if s == "" {
+		return ""
+	}
+	r := []rune(s)
+	return string(unicode.ToUpper(r[0])) + string(r[1:]) + "."
+}
+
+// asks says a request with its requester, once.
+func asks(a *v1.Approval) string {
+	if strings.HasPrefix(a.GetSummary(), a.GetRequesterName()+" ") {
+		return a.Summary
+	}
+	return a.GetRequesterName() + " asks: " + a.GetSummary()
+}
+
+// factNames says the facts that have a better name than their own.
+var factNames = map[string]string{
+	"os": "System", "kernel": "Kernel", "cpus": "CPUs", "memory_total_bytes": "Memory", "memory_available_bytes": "Memory free",
+	"load1": "Load (1 min)", "load5": "Load (5 min)", "load15": "Load (15 min)", "uptime_seconds": "Up for", "addresses": "Addresses",
+	"disk_root_total_bytes": "Disk", "disk_root_free_bytes": "Disk free", "arch": "Architecture", "hostname": "Host name",
+	"boot_id": "Boot", "machine_id": "Machine id", "cpu_model": "CPU", "os_id": "System id", "timezone": "Time zone", "product": "Product",
+	"swap_total_bytes": "Swap", "swap_free_bytes": "Swap free", "virtualization": "Virtualisation",
+}
+
+func factName(f *v1.Fact) string {
+	if n, ok := factNames[f.Name]; ok {
+		return n
+	}
+	return strings.ToUpper(f.Name[:min(1, len(f.Name))]) + strings.ReplaceAll(f.Name[min(1, len(f.Name)):], "_", " ")
+}
+
+// factValue says a fact in words; what is not a number stays as it is.
+func factValue(f *v1.Fact) string {
+	n, err := strconv.ParseFloat(f.Value, 64)
+	if err != nil {
+		return f.Value
+	}
+	switch {
+	case strings.HasSuffix(f.Name, "_bytes"):
+		return size(uint64(n))
+	case strings.HasSuffix(f.Name, "_seconds"):
+		return span(time.Duration(n) * time.Second)
+	}
+	return f.Value
+}
+
+func fact(h *v1.Host, name string) string {
+	for _, f := range h.GetFacts() {
+		if f.Name == name {
+			return f.Value
+		}
+	}
+	return ""
+}
+
+// share is how much of a total is used, in percent; false when unknown.
+func share(h *v1.Host, total, free string) (int, bool) {
+	t, err1 := strconv.ParseFloat(fact(h, total), 64)
+	f, err2 := strconv.ParseFloat(fact(h, free), 64)
+	if err1 != nil || err2 != nil || t <= 0 {
+		return 0, false
+	}
+	return max(0, min(100, int(100*(t-f)/t+0.5))), true
+}
+
+func hostNames(targets []*v1.GrantTarget) string {
+	names := make([]string, 0, len(targets))
+	for _, t := range targets {
+		names = append(names, t.Name)
+	}
+	return strings.Join(names, ", ")
+}
+
+func hasProduction(targets []*v1.GrantTarget) bool {
+	for _, t := range targets {
+		if t.Environment == "production" {
+			return true
+		}
+	}
+	return false
+}
+
+// left is the time until ts, never negative.
+func left(ts *timestamppb.Timestamp, now time.Time) string {
+	d := ts.AsTime().Sub(now)
+	if d <= 0 {
+		return "over"
+	}
+	return span(d) + " left"
+}
+
+func hasKind(p *v1.Person, kind string) bool {
+	for _, c := range p.GetCredentials() {
+		if c.Kind == kind {
+			return true
+		}
+	}
+	return false
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func initial(name string) string {
+	for _, r := range name {
+		return strings.ToUpper(string(r))
+	}
+	return "?"
+}
+
+func groupsOf(p *v1.Person) string {
+	if len(p.GetGroups()) == 0 {
+		return "in no group"
+	}
+	return strings.Join(p.Groups, ", ")
+}
+
+func titleOf(f frame) string {
+	title := f.Title + " · handrail"
+	if f.Inst.Demo {
+		title += " (demo)"
+	}
+	if f.Status.ApprovalsOpen > 0 && f.Nav != "bare" {
+		title = fmt.Sprintf("(%d) %s", f.Status.ApprovalsOpen, title)
+	}
+	return title
+}
+
+func modeWord(mode string) string {
+	switch mode {
+	case "root":
+		return "runs as root"
+	case "user-namespace":
+		return "runs without root, in a user namespace"
+	case "no-shells":
+		return "no shells are possible"
+	}
+	return mode
+}
+
+func stateWord(name string) string {
+	switch name {
+	case "in-review":
+		return "in review"
+	case "never":
+		return "never seen"
+	}
+	return name
+}
+
+func noticeIcon(kind string) string {
+	switch kind {
+	case "good":
+		return "check"
+	case "calm":
+		return "eye"
+	}
+	return "alert"
+}
+
+// sshLine is the plain ssh command for a host through the gateway.
+func sshLine(user, address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "ssh " + user + "@" + address
+	}
+	if host == "" || host == "::" || host == "0.0.0.0" {
+		host = "localhost"
+	}
+	if port == "22" {
+		return "ssh " + user + "@" + host
+	}
+	return "ssh -p " + port + " " + user + "@" + host
+}
+
+// missingOf says which layer a host without shells lacks.
+func missingOf(f frame, h *v1.Host) []string {
+	switch {
+	case len(h.GetFloorMissing()) > 0:
+		return h.FloorMissing
+	case len(f.Inst.Missing) > 0:
+		return f.Inst.Missing
+	case h.GetState() != "online":
+		return []string{"The host is " + stateWord(h.GetState()) + ": start its node, or look at its log."}
+	}
+	return []string{"The node did not say."}
+}
+
+// secondName is a name for the second person that is not the first one's.
+func secondName(f frame) string {
+	if f.Status.GetPeople() > 1 {
+		return "" // there is one already
+	}
+	if f.Me.GetName() == "grace" {
+		return "ada"
+	}
+	return "grace"
+}
+
+// The environments and scopes that a host may have.
+var (
+	environments = []string{"dev", "staging", "production"}
+	scopes       = []string{"none", "pci", "sox", "hipaa"}
+)
+
+func osOf(h *v1.Host) string {
+	if os := fact(h, "os"); os != "" {
+		return os
+	}
+	return h.GetId()
+}
+
+func canShell(h *v1.Host) bool {
+	return h.GetState() == "online" && h.GetMode() != "no-shells" && h.GetFloor() != "brokered"
+}
+
+func floorWord(h *v1.Host) string {
+	switch h.GetFloor() {
+	case "full":
+		return "full: the kernel keeps read-only sessions read-only"
+	case "reduced":
+		return "reduced: " + strings.Join(h.FloorMissing, "; ")
+	case "brokered":
+		return "brokered reads only: " + strings.Join(h.FloorMissing, "; ")
+	}
+	return "not known yet"
+}
+
+func listOr(list []string, otherwise string) string {
+	if len(list) == 0 {
+		return otherwise
+	}
+	return strings.Join(list, ", ")
+}
+
+func accountOf(g *v1.Grant) string {
+	who := g.GetAccount()
+	switch {
+	case g.GetRoot():
+		return "root"
+	case who == "":
+		who = "the account that policy names"
+	}
+	if g.GetSudo() {
+		return who + " with sudo"
+	}
+	return who
+}
+
+// quoteRegexp makes a pattern attribute that matches a name and nothing else.
+func quoteRegexp(s string) string {
+	return strings.NewReplacer(".", `\.`, "-", `\-`).Replace(s)
+}
+
+func textOr(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// sandboxOf says what confines a session: a floor is of read sessions only.
+func sandboxOf(s *v1.Session) string {
+	if s.GetLevel() == "write" {
+		return "none: write access"
+	}
+	return textOr(s.GetFloor(), "not known yet")
+}
+
+// endWord says why a session ended.
+func endWord(s *v1.Session) string {
+	switch s.GetEndedWhy() {
+	case "exit":
+		if s.ExitStatus != 0 {
+			return "exit " + itoa(int(s.ExitStatus))
+		}
+		return "exit 0"
+	case "hangup":
+		return "connection went away"
+	case "expired":
+		return "time was up"
+	case "revoked":
+		return "grant ended"
+	case "locked":
+		return "person locked"
+	case "lost":
+		return "host was lost"
+	case "shutdown":
+		return "handrail was stopped"
+	case "budget":
+		return "used up its share of the host"
+	case "recorder":
+		return "could not be recorded"
+	case "refused":
+		return "refused by the host"
+	case "pause-timeout":
+		return "paused for too long"
+	case "":
+		return "ended"
+	}
+	return s.EndedWhy
+}
+
+func watchersOf(s *v1.Session) string {
+	names := make([]string, 0, len(s.Watchers))
+	for _, w := range s.Watchers {
+		names = append(names, w.PersonName)
+	}
+	return "watched by " + strings.Join(names, ", ")
+}
+
+func recordingWord(s *v1.Session) string {
+	if !s.GetRecorded() {
+		return "none"
+	}
+	if s.RecordingBytes == 0 {
+		return "recorded, encrypted"
+	}
+	return size(s.RecordingBytes) + ", encrypted"
+}
+
+func hexOf(b []byte) string { return hex.EncodeToString(b) }
+
+// kindWord says a kind of request in words.
+func kindWord(kind string) string {
+	switch kind {
+	case "grant":
+		return "write access"
+	case "person.add":
+		return "a new person"
+	case "person.unlock":
+		return "unlock a person"
+	case "host.set":
+		return "a host's settings"
+	case "policy.apply":
+		return "new rules"
+	case "ratification":
+		return "ratify a break-glass"
+	}
+	return kind
+}
+
+func decidersOf(a *v1.Approval) string {
+	names := make([]string, 0, len(a.Decisions))
+	for _, d := range a.Decisions {
+		names = append(names, d.PersonName)
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	return "by " + strings.Join(names, ", ")
+}
+
+func credentialsOf(p *v1.Person) string {
+	passkeys, devices := 0, 0
+	for _, c := range p.GetCredentials() {
+		if c.Kind == "passkey" {
+			passkeys++
+		} else {
+			devices++
+		}
+	}
+	var parts []string
+	if passkeys > 0 {
+		parts = append(parts, count(passkeys, "passkey", "passkeys"))
+	}
+	if devices > 0 {
+		parts = append(parts, count(devices, "device", "devices"))
+	}
+	return textOr(strings.Join(parts, ", "), "none yet")
+}
+
+// askable is what the page Policy can be asked, with the words for it.
+var askable = [][2]string{
+	{"sessions.open", "open a session"}, {"grants.request", "ask for write"}, {"grants.breakglass", "break the glass"},
+	{"approvals.decide", "approve a request"}, {"sessions.watch", "watch a session"}, {"sessions.control", "pause or stop a session"},
+	{"sessions.replay", "replay a recording"}, {"people.add", "add a person"}, {"people.lock", "lock a person"}, {"hosts.set", "set a host"},
+	{"hosts.invite", "invite a host"}, {"policies.apply", "change the rules"}, {"ledger.list", "read the ledger"}, {"ledger.export", "export the ledger"},
+}
+
+// ruleLine is one line of a rule file as the page shows it.
+type ruleLine struct{ Text, Class, ID string }
+
+// ruleLines colours a rule file by line, and gives each rule an anchor, so
+// that a refusal can link to the rule that decided.
+func ruleLines(text string) []ruleLine {
+	var lines []ruleLine
+	for _, l := range strings.Split(strings.TrimRight(text, "\n"), "\n") {
+		line, bare := ruleLine{Text: l}, strings.TrimSpace(l)
+		switch {
+		case strings.HasPrefix(bare, "//"), strings.HasPrefix(bare, "#"):
+			line.Class = "c"
+		case strings.HasPrefix(bare, "@id("):
+			line.Class, line.ID = "a", strings.Trim(strings.TrimPrefix(bare, "@id("), `")`)
+		case strings.HasPrefix(bare, "@"):
+			line.Class = "a"
+		case strings.HasPrefix(bare, "permit"):
+			line.Class = "k"
+		case strings.HasPrefix(bare, "forbid"):
+			line.Class = "f"
+		}
+		lines = append(lines, line)
+	}
+	return lines
+}
+
+// entryWord is an entry in one line.
+func entryWord(e *v1.Entry) string {
+	if e.GetSummary() != "" {
+		return e.Summary
+	}
+	who := textOr(e.GetActorName(), "handrail")
+	if e.GetTargetName() != "" {
+		return who + ": " + e.Action + " on " + e.TargetName
+	}
+	return who + ": " + e.Action
+}
+
+func leafOf(x entryView) string {
+	if x.Proof != nil && len(x.Proof.Leaf) > 0 {
+		return string(x.Proof.Leaf)
+	}
+	return x.Entry.GetLeafJson()
+}
