@@ -1,0 +1,143 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"handrail.dev/handrail/api/handrail/v1/handrailv1connect"
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
+)
+
+// client is a person's connection to the server: every service, over TLS that
+// is checked against the trust bundle.
+type client struct {
+	folder folder
+	login  login
+	trust  *trust
+	http   *http.Client
+
+	logins    handrailv1connect.LoginsClient
+	events    handrailv1connect.EventsClient
+	hosts     handrailv1connect.HostsClient
+	people    handrailv1connect.PeopleClient
+	grants    handrailv1connect.GrantsClient
+	approvals handrailv1connect.ApprovalsClient
+	sessions  handrailv1connect.SessionsClient
+	ledger    handrailv1connect.LedgerClient
+	policies  handrailv1connect.PoliciesClient
+}
+
+// client opens the folder for somebody who is logged in.
+func (t *tool) client() (*client, error) {
+	f, err := t.folder()
+	if err != nil {
+		return nil, err
+	}
+	l, err := f.login()
+	if err != nil {
+		return nil, err
+	}
+	if l.Token == "" {
+		return nil, notLoggedIn()
+	}
+	if !l.Expires.IsZero() && !t.Now().Before(l.Expires) {
+		return nil, fault.New(fault.Unauthenticated, "cannot go on: the login of %s ended %s ago", clean(l.PersonName), length(t.Now().Sub(l.Expires))).
+			WithHint("handrail login")
+	}
+	return connectTo(f, l)
+}
+
+func connectTo(f folder, l login) (*client, error) {
+	tr := &trust{folder: f, address: l.Address, rootHash: l.RootHash}
+	if err := tr.stored(); err != nil {
+		return nil, err
+	}
+	return newClient(f, l, tr), nil
+}
+
+func newClient(f folder, l login, tr *trust) *client {
+	// HTTP/1.1 on purpose: the attach WebSocket needs it, and a command line
+	// holds few streams at a time.
+	h := &http.Client{Transport: bearer{l.Token, &http.Transport{DialTLSContext: tr.dial}}}
+	base, option := "https://"+l.Address, connect.WithInterceptors(patience())
+	return &client{
+		folder: f, login: l, trust: tr, http: h,
+		logins:    handrailv1connect.NewLoginsClient(h, base, option),
+		events:    handrailv1connect.NewEventsClient(h, base, option),
+		hosts:     handrailv1connect.NewHostsClient(h, base, option),
+		people:    handrailv1connect.NewPeopleClient(h, base, option),
+		grants:    handrailv1connect.NewGrantsClient(h, base, option),
+		approvals: handrailv1connect.NewApprovalsClient(h, base, option),
+		sessions:  handrailv1connect.NewSessionsClient(h, base, option),
+		ledger:    handrailv1connect.NewLedgerClient(h, base, option),
+		policies:  handrailv1connect.NewPoliciesClient(h, base, option),
+	}
+}
+
+func (c *client) bundle() ledger.Bundle { return c.trust.current() }
+
+// bearer puts the login on every request. It is only ever sent over a
+// connection that tr.dial has verified.
+type bearer struct {
+	token string
+	next  http.RoundTripper
+}
+
+func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
+	if b.token != "" {
+		r = r.Clone(r.Context())
+		r.Header.Set("Authorization", "Bearer "+b.token)
+	}
+	return b.next.RoundTrip(r)
+}
+
+// patience bounds a call that is not a stream.
+func patience() connect.UnaryInterceptorFunc {
+	return func(next connect.UnaryFunc) connect.UnaryFunc {
+		return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			return next(ctx, r)
+		}
+	}
+}
+
+// understand returns the fault that an error stands for. A fault crosses the
+// wire as a detail of a Connect error; a server that cannot be reached sends none.
+func understand(err error) *fault.Error {
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return f
+	}
+	if errors.Is(err, context.Canceled) {
+		return fault.New(fault.Unavailable, "cannot go on: interrupted")
+	}
+	var c *connect.Error
+	if !errors.As(err, &c) {
+		return fault.From(err)
+	}
+	if !connect.IsWireError(err) && (c.Code() == connect.CodeUnavailable || c.Code() == connect.CodeDeadlineExceeded) {
+		return fault.New(fault.Unavailable, "cannot reach the server: %v", c.Unwrap()).WithHint("handrail status")
+	}
+	w := handrailv1connect.FaultOf(err)
+	f = &fault.Error{Kind: fault.ParseKind(w.GetKind()), Text: w.GetText(), Hint: w.GetHint(), Rule: w.GetRule(), Entry: w.GetEntry()}
+	if f.Hint == "" && f.Kind == fault.Unauthenticated {
+		f.Hint = "handrail login"
+	}
+	return f
+}
+
+// unreachable says which server could not be reached, unless it answered.
+func unreachable(address string, err error) error {
+	f := understand(err)
+	if f.Kind != fault.Unavailable || connect.IsWireError(err) {
+		return f
+	}
+	return fault.New(fault.Unavailable, "cannot reach the server at %s: %v", address, errors.Unwrap(err)).
+		WithHint("check that it runs and that this machine may reach it")
+}
