@@ -1,0 +1,191 @@
+package app
+
+import (
+	"bufio"
+	"container/list"
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"sync"
+	"time"
+)
+
+// front splits one port by what the first byte and ALPN say: nodes, TLS for
+// the command line and for browsers off loopback, and plain HTTP for browsers
+// on loopback, where http://localhost is a secure context (W3C Secure
+// Contexts, 3.1) and passkeys work without a certificate warning.
+type front struct {
+	tls   *tls.Config
+	plain bool // plain HTTP allowed: the port is on loopback
+	node  func(ctx context.Context, c *tls.Conn)
+
+	http *queue // plain HTTP connections
+	web  *queue // HTTP inside TLS
+
+	strangers crowd // bounds unauthenticated work
+}
+
+const (
+	// nodeProtocol is the ALPN of a node's connection.
+	nodeProtocol = "handrail-node/1"
+	// greetTime bounds how long a stranger may take to say what it speaks.
+	greetTime = 10 * time.Second
+	// maxHandshakes bounds connections that have not yet said what they are.
+	maxHandshakes = 512
+	tlsHandshake  = 0x16
+)
+
+func newFront(conf *tls.Config, addr net.Addr, node func(context.Context, *tls.Conn)) *front {
+	return &front{
+		tls: conf, plain: onLoopback(addr), node: node,
+		http: newQueue(addr), web: newQueue(addr),
+	}
+}
+
+func onLoopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// serve accepts until the listener closes.
+func (f *front) serve(ctx context.Context, l net.Listener) error {
+	defer f.http.Close()
+	defer f.web.Close()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			select { // out of descriptors: wait, do not spin
+			case <-ctx.Done():
+				return nil
+			case <-time.After(50 * time.Millisecond):
+				continue
+			}
+		}
+		go f.greet(ctx, c, f.strangers.admit(c))
+	}
+}
+
+// greet finds out what a connection speaks and hands it on.
+func (f *front) greet(ctx context.Context, raw net.Conn, release func()) {
+	defer release()
+	_ = raw.SetDeadline(time.Now().Add(greetTime))
+	c := &peeked{Conn: raw, r: bufio.NewReaderSize(raw, 512)}
+	first, err := c.r.Peek(1)
+	if err != nil {
+		raw.Close()
+		return
+	}
+	if first[0] != tlsHandshake {
+		_ = raw.SetDeadline(time.Time{})
+		if !f.plain {
+			refusePlain(raw)
+			return
+		}
+		f.http.put(c)
+		return
+	}
+	t := tls.Server(c, f.tls)
+	if err := t.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return
+	}
+	_ = raw.SetDeadline(time.Time{})
+	if t.ConnectionState().NegotiatedProtocol == nodeProtocol {
+		release()
+		f.node(ctx, t)
+		return
+	}
+	f.web.put(t)
+}
+
+// refusePlain answers a browser that came without TLS from off the machine.
+func refusePlain(c net.Conn) {
+	const body = "handrail speaks HTTPS here: use https:// and the same address.\n"
+	_, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n" + body))
+	c.Close()
+}
+
+// crowd is who has not yet said what they speak. When it is full the one that
+// has been silent longest goes, never the newcomer: whoever has something to
+// say, a brake above all, says it at once and gets through a crowd that only
+// stands in the door.
+type crowd struct {
+	mu   sync.Mutex
+	line list.List // of net.Conn, the oldest first
+}
+
+// admit lets c in; release is called when c is a stranger no longer.
+func (w *crowd) admit(c net.Conn) (release func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.line.Len() >= maxHandshakes {
+		oldest := w.line.Front()
+		w.line.Remove(oldest)
+		oldest.Value.(net.Conn).Close()
+	}
+	e := w.line.PushBack(c)
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.line.Remove(e) // does nothing if it was sent away
+	}
+}
+
+// peeked is a connection whose first bytes were looked at.
+type peeked struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (p *peeked) Read(b []byte) (int, error) {
+	if p.r != nil {
+		if p.r.Buffered() > 0 {
+			return p.r.Read(b)
+		}
+		p.r = nil // the buffer is drained: read straight from now on
+	}
+	return p.Conn.Read(b)
+}
+
+// queue is a net.Listener fed by front.
+type queue struct {
+	addr  net.Addr
+	conns chan net.Conn
+	done  chan struct{}
+	once  sync.Once
+}
+
+func newQueue(addr net.Addr) *queue {
+	return &queue{addr: addr, conns: make(chan net.Conn, 64), done: make(chan struct{})}
+}
+
+func (q *queue) put(c net.Conn) {
+	select {
+	case q.conns <- c:
+	case <-q.done:
+		c.Close()
+	}
+}
+
+// Accept waits for the next connection of this kind.
+func (q *queue) Accept() (net.Conn, error) {
+	select {
+	case c := <-q.conns:
+		return c, nil
+	case <-q.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept.
+func (q *queue) Close() error {
+	q.once.Do(func() { close(q.done) })
+	return nil
+}
+
+// Addr is the address of the port that front splits.
+func (q *queue) Addr() net.Addr { return q.addr }

@@ -1,0 +1,178 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+)
+
+// The control socket is the door for whoever owns the data folder on this
+// machine: it makes single-use tokens for the first person and for this
+// machine's own node, and nothing else. The kernel says who calls.
+
+// localDoor answers on the control socket.
+type localDoor struct {
+	owner     int // the account that owns the data folder
+	supervise int // the account of the supervisor
+	login     func(ctx context.Context) (localAnswer, error)
+	join      func(ctx context.Context, hostname, mode string, trial bool) (localAnswer, error)
+}
+
+// localAnswer is what the control socket says.
+type localAnswer struct {
+	Token string `json:"token,omitempty"`
+	Link  string `json:"link,omitempty"`
+	Kind  string `json:"kind,omitempty"` // of a fault
+	Text  string `json:"text,omitempty"`
+	Hint  string `json:"hint,omitempty"`
+}
+
+type localQuestion struct {
+	Hostname string `json:"hostname,omitempty"`
+	Mode     string `json:"mode,omitempty"`
+	Trial    bool   `json:"trial,omitempty"`
+}
+
+type peerKey struct{}
+
+// listen opens the socket at path.
+func (d *localDoor) listen(path string) (net.Listener, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot replace the control socket")
+	}
+	l, err := listenUnix(path)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot listen on the control socket")
+	}
+	// Everybody may connect; the kernel says who did, and only owners are heard.
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot open the control socket")
+	}
+	return l, nil
+}
+
+// serve answers until ctx ends.
+func (d *localDoor) serve(ctx context.Context, l net.Listener) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
+		d.answer(w, r, func(localQuestion) (localAnswer, error) { return d.login(r.Context()) })
+	})
+	mux.HandleFunc("POST /join", func(w http.ResponseWriter, r *http.Request) {
+		d.answer(w, r, func(q localQuestion) (localAnswer, error) {
+			return d.join(r.Context(), q.Hostname, q.Mode, q.Trial)
+		})
+	})
+	srv := &http.Server{
+		Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 20 * time.Second, MaxHeaderBytes: 4096,
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			uid, err := peerUID(c)
+			if err != nil {
+				uid = -1
+			}
+			return context.WithValue(ctx, peerKey{}, uid)
+		},
+	}
+	go func() {
+		<-ctx.Done()
+		srv.Close()
+	}()
+	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fault.Wrap(fault.Internal, err, "cannot serve the control socket")
+	}
+	return nil
+}
+
+func (d *localDoor) answer(w http.ResponseWriter, r *http.Request, do func(localQuestion) (localAnswer, error)) {
+	var out localAnswer
+	uid, _ := r.Context().Value(peerKey{}).(int)
+	err := error(nil)
+	if uid != d.owner && uid != d.supervise && uid != 0 {
+		err = fault.New(fault.Denied, "cannot act on this installation: account %d does not own its data folder", uid).
+			WithHint("ask the owner for `handrail login-link`, or run this with sudo")
+	} else {
+		var q localQuestion
+		if e := json.NewDecoder(io.LimitReader(r.Body, 4096)).Decode(&q); e != nil && !errors.Is(e, io.EOF) {
+			err = fault.Wrap(fault.Invalid, e, "cannot read the question")
+		} else {
+			out, err = do(q)
+		}
+	}
+	if err != nil {
+		f := fault.From(err)
+		out = localAnswer{Kind: f.Kind.String(), Text: f.Text, Hint: f.Hint}
+		w.WriteHeader(f.Kind.HTTPStatus())
+	}
+	_ = json.NewEncoder(w).Encode(out)
+}
+
+// askLocal puts one question to the control socket of a data folder.
+func askLocal(ctx context.Context, dir, what string, q localQuestion) (localAnswer, error) {
+	path := place(dir).control()
+	var out localAnswer
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dialUnix(ctx, path)
+	}}}
+	body, _ := json.Marshal(q) // a struct of strings and bools always marshals
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://local/"+what, bytes.NewReader(body))
+	if err != nil {
+		return out, fault.Wrap(fault.Internal, err, "cannot ask the server")
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return out, fault.Wrap(fault.Unavailable, err, "cannot reach the server of %s", dir).WithHint("handrail up --data %s", dir)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&out); err != nil {
+		return out, fault.Wrap(fault.Internal, err, "cannot read the server's answer")
+	}
+	if out.Text != "" {
+		return out, &fault.Error{Kind: fault.ParseKind(out.Kind), Text: out.Text, Hint: out.Hint}
+	}
+	return out, nil
+}
+
+// maxUnixPath is the longest path of a unix socket (unix(7)).
+const maxUnixPath = 107
+
+// dialUnix connects to a socket whose path may be longer than the kernel
+// takes, by way of its folder.
+func dialUnix(ctx context.Context, path string) (net.Conn, error) {
+	var dialer net.Dialer
+	if len(path) <= maxUnixPath {
+		return dialer.DialContext(ctx, "unix", path)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return dialer.DialContext(ctx, "unix", shortUnix(dir, path))
+}
+
+// listenUnix listens on a socket, whatever the length of its path.
+func listenUnix(path string) (net.Listener, error) {
+	if len(path) <= maxUnixPath {
+		return net.Listen("unix", path)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return net.Listen("unix", shortUnix(dir, path))
+}
+
+func shortUnix(dir *os.File, path string) string {
+	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+}

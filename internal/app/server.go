@@ -1,0 +1,489 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"handrail.dev/handrail/internal/feature/access"
+	"handrail.dev/handrail/internal/feature/notice"
+	"handrail.dev/handrail/internal/feature/recording"
+	"handrail.dev/handrail/internal/feature/roster"
+	"handrail.dev/handrail/internal/feature/session"
+	"handrail.dev/handrail/internal/feature/sshgate"
+	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/doorway"
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/fleet"
+	"handrail.dev/handrail/internal/foundation/identity"
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/policy"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/surface/rpc"
+	"handrail.dev/handrail/internal/surface/web"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// ServerConfig is what one server needs to know.
+type ServerConfig struct {
+	Data     string // its folder holds server/ and run/server/
+	Shown    string // the same folder as people know it
+	Database string // "": SQLite in the data folder
+	URL      string // "": from the listener
+	Mode     string // of this machine's node, for the page
+	Missing  []string
+	Owner    int // account that owns the installation
+	Demo     bool
+	Version  string
+
+	Given *tls.Certificate // for browsers; nil: our own authority's
+
+	Listener, SSHListener net.Listener
+	Log                   *slog.Logger
+}
+
+// Server is everything a server is made of, in the order in which it is made.
+type Server struct {
+	c  ServerConfig
+	p  place
+	up []func() // what Stop calls, last first
+
+	ring       *keyring.Ring
+	bootstrap  *identity.Flag
+	store      *store.Store
+	people     *identity.People
+	hosts      *target.Hosts
+	force      *policy.Force
+	access     *access.Access
+	approvals  *approval.Approvals
+	door       *doorway.Door
+	fleet      *fleet.Fleet
+	recordings *recording.Recordings
+	sessions   *session.Sessions
+	roster     *roster.Roster
+	locks      atomic.Pointer[roster.Roster] // the same, once it is there: the spool may ask before
+	notices    *notice.Hub
+	gate       *sshgate.Gate
+	handler    http.Handler
+}
+
+// NewServer makes a server. Nothing of it answers before Run.
+func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{c: c, p: place(c.Data)}
+	s.notices = notice.New(s.sources()...)
+	for _, step := range []func(context.Context) error{
+		s.openStore, s.openPeople, s.openDoor, s.openFleet, s.openSessions, s.openSurfaces,
+	} {
+		if err := step(ctx); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *Server) onClose(f func()) { s.up = append(s.up, f) }
+
+// close undoes what NewServer did, last first.
+func (s *Server) close() {
+	for i := len(s.up) - 1; i >= 0; i-- {
+		s.up[i]()
+	}
+	s.up = nil
+}
+
+func (s *Server) openStore(ctx context.Context) (err error) {
+	if s.ring, err = keyring.Open(s.p.keys()); err != nil {
+		return err
+	}
+	s.bootstrap = &identity.Flag{}
+	dsn := s.c.Database
+	if dsn == "" {
+		dsn = "sqlite:" + s.p.server()
+	}
+	bundle, signed := s.ring.Bundle()
+	s.store, err = store.Open(ctx, store.Config{
+		DSN: dsn, Origin: s.ring.Origin(), Signer: s.ring.Log(), Verifier: s.ring.LogVerifier(),
+		Seals: s.ring.Subjects(), Bootstrap: s.bootstrap.Active, Spool: s.p.server(), Epoch: bundle.Epoch,
+		Unspool: s.unspool,
+		Bundle:  func() []byte { return signed }, Migrations: migrations(), Observations: fleet.Observations(),
+	})
+	if err != nil {
+		return err
+	}
+	s.onClose(func() { s.store.Close() })
+	return nil
+}
+
+// unspool applies a brake that was used while the database was away. Until
+// the roster is there it stays in the spool.
+func (s *Server) unspool(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
+	r := s.locks.Load()
+	if r == nil {
+		return nil, fault.New(fault.Unavailable, "cannot apply a spooled brake yet: the server is starting")
+	}
+	return r.Unspool(tx, e)
+}
+
+// migrations is every feature's tables, in the order of the manual.
+func migrations() (all []store.Migration) {
+	for _, schema := range [][]store.Migration{
+		identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(),
+	} {
+		all = append(all, schema...)
+	}
+	return all
+}
+
+// Actions is every ledger action that this server can record.
+func Actions() (all []ledger.Action) {
+	for _, actions := range [][]ledger.Action{
+		identity.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
+		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(),
+	} {
+		all = append(all, actions...)
+	}
+	return all
+}
+
+func (s *Server) openPeople(ctx context.Context) error {
+	url := s.url()
+	rpID := "localhost"
+	if host, _, err := net.SplitHostPort(strings.TrimPrefix(strings.TrimPrefix(url, "https://"), "http://")); err == nil {
+		rpID = host
+	}
+	s.people = identity.New(identity.Deps{Store: s.store, Ring: s.ring, Bootstrap: s.bootstrap, RPID: rpID, Origins: []string{url}})
+	if err := s.people.Start(ctx); err != nil {
+		return err
+	}
+	s.hosts = target.NewHosts(s.store)
+	s.force = policy.NewForce(s.store)
+	return s.force.Seed(ctx)
+}
+
+func (s *Server) openDoor(context.Context) error {
+	kinds := slices.Concat(access.Kinds(), roster.Kinds(s.people, s.hosts, s.force))
+	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
+	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
+	s.access = access.New(access.Deps{
+		Store: s.store, Door: s.door, Approvals: s.approvals, Policy: s.force, Hosts: s.hosts, People: s.people,
+	})
+	return nil
+}
+
+func (s *Server) openFleet(ctx context.Context) (err error) {
+	s.fleet, err = fleet.New(ctx, fleet.Deps{
+		Store: s.store, Ring: s.ring, Epochs: s.epochs, Log: s.c.Log,
+		Known: func(ctx context.Context, host string) error {
+			return s.store.View(ctx, func(v *store.View) error {
+				_, err := s.hosts.GetTx(v, host)
+				return err
+			})
+		},
+		Became:  s.hostBecame,
+		Changed: func(host string) { s.notices.Publish(notice.Event{Topic: notice.Hosts, ID: host}) },
+	})
+	return err
+}
+
+// hostBecame keeps what a host's node says that it is, so that policy decides
+// by it. A production host whose node runs without root is kept out.
+func (s *Server) hostBecame(ctx context.Context, id string, hello wire.Hello) (changed bool, err error) {
+	host, err := s.hosts.Get(ctx, id)
+	if err != nil || host.Mode == hello.Mode && host.Trial == hello.Trial {
+		return false, err
+	}
+	_, err = s.store.Record(ctx, store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
+		host, err := s.hosts.GetTx(tx, id)
+		if err != nil {
+			return nil, err
+		}
+		host.Mode, host.Trial = hello.Mode, hello.Trial
+		entry, err := s.hosts.SetTx(tx, host)
+		return []ledger.Entry{entry}, err
+	})
+	return err == nil, err
+}
+
+// epochs is what a lease fences orders with.
+func (s *Server) epochs(ctx context.Context) (e fleet.Epochs, err error) {
+	err = s.store.View(ctx, func(v *store.View) error {
+		if e.Lock, err = s.people.LockEpochTx(v); err != nil {
+			return err
+		}
+		if e.Person, err = s.people.EpochsTx(v); err != nil {
+			return err
+		}
+		row, err := s.force.RowTx(v, 0)
+		e.Policy = row.Version
+		return err
+	})
+	return e, err
+}
+
+func (s *Server) openSessions(ctx context.Context) (err error) {
+	s.recordings, err = recording.New(recording.Deps{
+		Dir: filepath.Join(s.p.server(), "recordings"), Store: s.store, Subjects: s.ring.Subjects(), Replay: s.ring.Replay(), Log: s.c.Log,
+	})
+	if err != nil {
+		return err
+	}
+	s.sessions = session.New(session.Deps{
+		Store: s.store, Door: s.door, Hosts: s.hosts, People: s.people, Grants: access.Standing{}, Rules: s.force,
+		Nodes: nodes{s.fleet}, Recordings: s.recordings, LockEpoch: s.people.LockEpochTx, Log: s.c.Log,
+		Online:  func(host string) bool { return s.fleet.Node(host).State == fleet.Online },
+		Changed: func(i session.Info) { s.notices.Publish(notice.Event{Topic: notice.Sessions, ID: i.ID}) },
+	})
+	s.access.UseSessions(ends{s.sessions})
+	s.roster = roster.New(roster.Deps{
+		Store: s.store, Ring: s.ring, Door: s.door, People: s.people, Hosts: s.hosts, Policy: s.force, Approvals: s.approvals,
+		Brake: s.brakePerson,
+		EndGrants: func(tx *store.Tx, person, _ string) (int, []ledger.Entry, error) {
+			entries, err := s.access.LockedTx(tx, person, "system")
+			return len(entries), entries, err
+		},
+	})
+	s.locks.Store(s.roster)
+	return s.sessions.Start(ctx)
+}
+
+func (s *Server) openSurfaces(context.Context) (err error) {
+	api := rpc.Handler(&rpc.Deps{
+		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
+		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Recordings: s.recordings, Notices: s.notices,
+		Info: s.info, Now: time.Now, Log: s.c.Log,
+	})
+	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Log: s.c.Log})
+	outside := rpc.FromNetwork(api)
+	s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/handrail.v1.") || strings.HasPrefix(r.URL.Path, "/v1/") {
+			outside.ServeHTTP(w, r)
+			return
+		}
+		pages.ServeHTTP(w, r)
+	})
+	bare := s.ring.SSHHostKey()
+	certified, err := s.ring.SSHHostSigner(namesOf(s.url()))
+	if err != nil {
+		return err
+	}
+	s.gate = sshgate.New(sshgate.Deps{
+		People: s.people, Sessions: s.sessions, HostKeys: []ssh.Signer{certified, bare}, CodeURL: s.url() + "/code", Log: s.c.Log,
+	})
+	return nil
+}
+
+// brakePerson ends at once what a person has running.
+func (s *Server) brakePerson(ctx context.Context, person, reason string) int {
+	who, err := s.people.Get(ctx, person)
+	if err != nil {
+		s.c.Log.Error("the epoch of a locked person could not be read", "error", err) // the brake acts all the same
+	}
+	epoch := who.Epoch
+	if !who.Locked() {
+		epoch++ // the lock that is about to be recorded raises it; orders from before are void now
+	}
+	return s.sessions.EndByPerson(ctx, person, epoch, reason)
+}
+
+// url is the page's address as people type it.
+func (s *Server) url() string {
+	if s.c.URL != "" {
+		return s.c.URL
+	}
+	return pageURL(s.c.Listener.Addr())
+}
+
+func (s *Server) info() rpc.Info {
+	shown := s.c.Shown
+	if shown == "" {
+		shown = s.c.Data
+	}
+	return rpc.Info{
+		Name: s.ring.Origin(), Version: s.c.Version, DataDir: shown, URL: s.url(), Address: s.address(),
+		SSHAddress: s.c.SSHListener.Addr().String(), Mode: s.c.Mode, Missing: s.c.Missing, Trial: s.c.Mode != "root", Demo: s.c.Demo,
+	}
+}
+
+// address is what commands and nodes dial.
+func (s *Server) address() string {
+	if _, rest, ok := strings.Cut(s.c.URL, "://"); ok {
+		return rest
+	}
+	tcp, ok := s.c.Listener.Addr().(*net.TCPAddr)
+	if ok && tcp.IP.IsUnspecified() {
+		_, rest, _ := strings.Cut(s.url(), "://")
+		return rest
+	}
+	return s.c.Listener.Addr().String()
+}
+
+// Run serves until ctx ends, then ends sessions, closes the ledger and stops.
+func (s *Server) Run(ctx context.Context, ready func()) error {
+	defer s.close()
+	front, err := s.newFront()
+	if err != nil {
+		return err
+	}
+	door := s.local()
+	control, err := door.listen(s.p.control())
+	if err != nil {
+		return err
+	}
+	// Sessions end before what they stand on does.
+	below, stopBelow := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBelow()
+	above, stopAbove := context.WithCancel(ctx)
+	defer stopAbove()
+	failed := make(chan error, 16)
+	var group sync.WaitGroup
+	run := func(ctx context.Context, what string, f func(context.Context) error) {
+		group.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				s.c.Log.Error("a part of the server ended", "part", what, "error", err)
+				failed <- err
+			}
+		})
+	}
+	run(below, "people", s.people.Run)
+	run(below, "doorway", s.door.Run)
+	run(below, "fleet", s.fleet.Run)
+	run(below, "recordings", s.recordings.Run)
+	run(below, "grants", s.access.Run)
+	run(below, "roster", s.roster.Run)
+	run(below, "followers", s.follow)
+	run(above, "control socket", func(ctx context.Context) error { return door.serve(ctx, control) })
+	run(above, "ssh gateway", func(ctx context.Context) error { return s.gate.Serve(ctx, s.c.SSHListener) })
+	run(above, "port", func(ctx context.Context) error {
+		context.AfterFunc(ctx, func() { s.c.Listener.Close() })
+		return front.serve(below, s.c.Listener)
+	})
+	for _, l := range []net.Listener{front.http, front.web} {
+		run(above, "page", func(ctx context.Context) error { return s.serveHTTP(ctx, l) })
+	}
+	ready()
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	stopAbove()
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	s.sessions.Shutdown(ending)
+	stopBelow()
+	group.Wait()
+	return err
+}
+
+// namesOf is every name by which people may reach this server.
+func namesOf(url string) []string {
+	names := []string{"localhost", "127.0.0.1", "::1"}
+	_, host, _ := strings.Cut(url, "://")
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		names = append(names, name)
+	}
+	if name, err := os.Hostname(); err == nil {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (s *Server) newFront() (*front, error) {
+	cert, err := s.ring.ServerCertificate(namesOf(s.url()))
+	if err != nil {
+		return nil, err
+	}
+	pool := s.ring.CAPool()
+	conf := &tls.Config{
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			// Commands and nodes ask for this one name and trust our authority alone.
+			if s.c.Given == nil || hello.ServerName == keyring.ServerName {
+				return &cert, nil
+			}
+			return s.c.Given, nil
+		},
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", nodeProtocol},
+		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
+	}
+	return newFront(conf, s.c.Listener.Addr(), s.fleet.ServeConn), nil
+}
+
+func (s *Server) serveHTTP(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler: promptBodies(s.handler, bodyTime), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		TLSConfig: &tls.Config{NextProtos: []string{"h2", "http/1.1"}}, // the front did the handshake; this names what may follow
+		ErrorLog:  slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug),
+	}
+	context.AfterFunc(ctx, func() { srv.Close() })
+	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// local is the door for the owner of the data folder.
+func (s *Server) local() *localDoor {
+	return &localDoor{
+		owner: s.c.Owner, supervise: s.c.Owner,
+		login: func(ctx context.Context) (localAnswer, error) {
+			secret, err := s.people.EnsureBootstrapLink(ctx)
+			if err != nil {
+				return localAnswer{}, err
+			}
+			token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
+			return localAnswer{Token: token.String(), Link: s.url() + "/login?t=" + secret}, nil
+		},
+		join: s.joinLocal,
+	}
+}
+
+// joinLocal invites this machine itself, as the supervisor asks at the first
+// start. It is the one invitation without a person: there is none yet.
+func (s *Server) joinLocal(ctx context.Context, hostname, _ string, _ bool) (localAnswer, error) {
+	var secret string
+	_, err := s.store.Record(ctx, store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
+		all, err := s.hosts.ListTx(tx, "")
+		if err != nil {
+			return nil, err
+		}
+		if len(all) > 0 {
+			return nil, fault.New(fault.Conflict, "cannot join %s by itself: this installation has hosts already", hostname).
+				WithHint("handrail host invite")
+		}
+		var entry ledger.Entry
+		secret, entry, err = s.hosts.InviteTx(tx, "system", target.Invite{Environment: "dev", Scope: "none", For: 10 * time.Minute})
+		return []ledger.Entry{entry}, err
+	})
+	if err != nil {
+		return localAnswer{}, err
+	}
+	token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
+	return localAnswer{Token: token.String()}, nil
+}
+
+// RunServer makes a server and runs it.
+func RunServer(ctx context.Context, c ServerConfig, ready func()) error {
+	s, err := NewServer(ctx, c)
+	if err != nil {
+		return err
+	}
+	return s.Run(ctx, ready)
+}

@@ -1,0 +1,440 @@
+package app
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/link"
+	"handrail.dev/handrail/internal/host/sandbox"
+	"handrail.dev/handrail/internal/host/warden"
+)
+
+// UpConfig is what `handrail up` was asked for. The zero value is everything
+// embedded on this machine.
+type UpConfig struct {
+	Data      string // "": defaultPlace
+	Listen    string // "": loopback, the first free port from 7080
+	SSHListen string // "": loopback, the first free port from 7022
+	Database  string // "": SQLite in the data folder
+	URL       string // "": from Listen
+	Cert, Key string // "": the installation's own authority; else PEM files for browsers
+	Demo      bool   // mark every page as a demo
+	// ServerOnly starts no node of this machine.
+	ServerOnly bool
+	Quiet      bool // print nothing but errors
+	Version    string
+	Out        io.Writer
+	Log        *slog.Logger
+	// Also runs once all is up, for example the demo's story.
+	Also func(ctx context.Context, running Running) error
+}
+
+// Running is what a started installation offers on this machine.
+type Running struct {
+	Data, URL, SSH, Link, Mode string
+	Binary                     string
+}
+
+const (
+	defaultPage = 7080
+	defaultSSH  = 7022
+	// tryPorts is how many ports after the default are tried.
+	tryPorts = 20
+	// upTime bounds the wait for the server's first breath.
+	upTime = 30 * time.Second
+)
+
+// Up starts server, warden and link on this machine and watches them until
+// ctx ends.
+func Up(ctx context.Context, c UpConfig) error {
+	dir, err := dataFolder(c.Data)
+	if err != nil {
+		return err
+	}
+	p := place(dir)
+	root := isRoot()
+	own, err := p.prepare(root)
+	if err != nil {
+		return err
+	}
+	lock, err := p.lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	page, ssh, err := openPorts(c)
+	if err != nil {
+		return err
+	}
+	defer page.Close()
+	defer ssh.Close()
+	if err := makeKeys(p, own, root); err != nil {
+		return err
+	}
+	if err := (running{os.Getpid(), page.Addr().String(), ssh.Addr().String(), c.Version}).write(lock); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot write to the data folder")
+	}
+	s := &supervisor{p: p, own: own, root: root, c: c, page: page, ssh: ssh, report: sandbox.Probe(ctx, []string{string(p)})}
+	return s.run(ctx)
+}
+
+func dataFolder(dir string) (string, error) {
+	if dir == "" {
+		return defaultPlace()
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fault.Wrap(fault.Invalid, err, "cannot use data folder %q", dir)
+	}
+	return abs, nil
+}
+
+// openPorts opens both ports before anything is written. A port that was
+// asked for and is taken is an error; a default that is taken moves on.
+func openPorts(c UpConfig) (page, ssh *net.TCPListener, err error) {
+	if page, err = openPort("page", "--listen", c.Listen, defaultPage); err != nil {
+		return nil, nil, err
+	}
+	if ssh, err = openPort("ssh", "--ssh-listen", c.SSHListen, defaultSSH); err != nil {
+		page.Close()
+		return nil, nil, err
+	}
+	return page, ssh, nil
+}
+
+func openPort(what, flag, asked string, first int) (*net.TCPListener, error) {
+	if asked != "" {
+		l, err := net.Listen("tcp", asked)
+		if err != nil {
+			return nil, fault.Wrap(fault.Conflict, err, "cannot open the %s port %s", what, asked).
+				WithHint("choose another: %s 127.0.0.1:0 takes a free one", flag)
+		}
+		return l.(*net.TCPListener), nil
+	}
+	var last error
+	for port := first; port < first+tryPorts; port++ {
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			return l.(*net.TCPListener), nil
+		}
+		last = err
+	}
+	return nil, fault.Wrap(fault.Conflict, last, "cannot open a %s port from %d to %d", what, first, first+tryPorts-1).
+		WithHint("%s 127.0.0.1:0 takes a free one", flag)
+}
+
+// makeKeys makes the ring before the server has ever run. Only here is the root
+// key touched: afterwards no role can enter its folder.
+//
+// Once the server has run, its folder is the server's: whatever root did in
+// there by name (finish a ring that says it is half made, give files away)
+// would be done to whatever the server had put in that place. So a file that
+// only the owner can write says that the ring is made. If we crash before it is
+// written, the server has not run yet and all is done again.
+func makeKeys(p place, own accounts, root bool) error {
+	if _, err := os.Lstat(p.keysMade()); err == nil {
+		if _, err := os.Lstat(p.keys()); err != nil {
+			return fault.Wrap(fault.Conflict, err, "cannot start: the keys of this installation are gone").
+				WithHint("restore %s from a backup, or begin anew in another folder: handrail up --data DIR", p.keys())
+		}
+		return nil
+	}
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "localhost"
+	}
+	if err := keyring.Init(p.keys(), p.rootKey(), "handrail/"+strings.ToLower(host)); err != nil {
+		return err
+	}
+	if root {
+		if err := giveTo(p.server(), "keys", own.Server); err != nil {
+			return err
+		}
+	}
+	return p.noteKeysMade()
+}
+
+// giveTo gives a folder below dir, and what is in it, to an account. No link
+// leads it out of dir, whoever turns one while it walks.
+func giveTo(dir, name string, uid int) error {
+	in, err := os.OpenRoot(dir)
+	if err == nil {
+		defer in.Close()
+		err = fs.WalkDir(in.FS(), name, func(path string, _ fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			return in.Lchown(path, uid, uid)
+		})
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot give %s to account %d", filepath.Join(dir, name), uid)
+	}
+	return nil
+}
+
+// supervisor starts the roles in order and stops them in the reverse.
+type supervisor struct {
+	p         place
+	own       accounts
+	root      bool
+	c         UpConfig
+	page, ssh *net.TCPListener
+	report    sandbox.Report
+
+	madeAccount bool   // the account for write sessions was made just now
+	quiet       func() // mutes the link
+}
+
+func (s *supervisor) run(ctx context.Context) error {
+	server, err := s.serverRole()
+	if err != nil {
+		return err
+	}
+	stopNode := func() {}
+	stopServer := s.start(ctx, server)
+	// The server ends its sessions through the node, so the node goes last.
+	defer func() {
+		if s.quiet != nil {
+			s.quiet()
+		}
+		stopServer()
+		stopNode()
+	}()
+	if err := server.waitReady(ctx, upTime); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot start").WithHint("the lines above say why; handrail doctor")
+	}
+	if !s.c.ServerOnly {
+		if err := s.joinSelf(ctx); err != nil {
+			return err
+		}
+		if stopNode, err = s.startNode(ctx); err != nil {
+			return err
+		}
+	}
+	running, err := s.greet(ctx)
+	if err != nil {
+		return err
+	}
+	if s.c.Also != nil {
+		if err := s.c.Also(ctx, running); err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	<-ctx.Done()
+	if !s.c.Quiet {
+		fmt.Fprintln(s.c.Out, "\nhandrail stops: sessions end, the ledger is closed.")
+	}
+	return nil
+}
+
+// start runs a role and returns what stops it and waits.
+func (s *supervisor) start(parent context.Context, r *role) (stop func()) {
+	// Not derived from parent: a role stops when its turn comes, not before.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
+	var wg sync.WaitGroup
+	wg.Go(func() { r.run(ctx, s.c.Log) })
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// at is a path below the data folder as that account's role sees it.
+func (s *supervisor) at(uid int, part ...string) string {
+	if s.bindFor(uid) != "" {
+		return place(enterPlace).at(part...)
+	}
+	return s.p.at(part...)
+}
+
+// bindFor is the folder to bind for a role whose account may not reach it.
+func (s *supervisor) bindFor(uid int) string {
+	if s.root && !mayEnter(uid, string(s.p)) {
+		return string(s.p)
+	}
+	return ""
+}
+
+// plainRole is a role without root, under its own account.
+func (s *supervisor) plainRole(name string, uid int, args ...string) *role {
+	if s.root {
+		args = enterArgs(uid, uid, s.bindFor(uid), args)
+	}
+	return newRole(name, args...)
+}
+
+func (s *supervisor) serverRole() (*role, error) {
+	args := []string{
+		"server-role", "--data", s.at(s.own.Server), "--shown-data", string(s.p), "--owner", strconv.Itoa(os.Geteuid()),
+		"--mode", s.mode(), "--url", s.c.URL,
+	}
+	for _, m := range s.report.Missing {
+		args = append(args, "--missing", m)
+	}
+	if s.c.Demo {
+		args = append(args, "--demo")
+	}
+	r := s.plainRole("server", s.own.Server, args...)
+	r.env = append(r.env, databaseEnv+"="+s.c.Database)
+	for _, l := range []*net.TCPListener{s.page, s.ssh} {
+		f, err := l.File()
+		if err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "cannot hand a port to the server")
+		}
+		r.files = append(r.files, f)
+	}
+	return r, s.addCertificate(r)
+}
+
+// addCertificate hands the given certificate on as open files.
+func (s *supervisor) addCertificate(r *role) error {
+	if s.c.Cert == "" && s.c.Key == "" {
+		return nil
+	}
+	for _, name := range []string{s.c.Cert, s.c.Key} {
+		f, err := os.Open(name)
+		if err != nil {
+			return fault.Wrap(fault.Invalid, err, "cannot read the certificate").WithHint("give both: --cert FILE --key FILE")
+		}
+		r.files = append(r.files, f)
+	}
+	r.args = append(r.args, "--given-cert")
+	return nil
+}
+
+func (s *supervisor) wardenArgs() []string {
+	args := []string{
+		"warden", "--data", s.p.warden(), "--socket", s.p.wardenSock(), "--link-uid", strconv.Itoa(s.own.Link),
+		"--hide", string(s.p),
+	}
+	if s.mode() != wire.ModeRoot {
+		args = append(args, "--trial")
+	}
+	return args
+}
+
+// joinSelf makes this machine the first host, once. It goes the way every
+// host goes: a token, a key made here, a pin.
+func (s *supervisor) joinSelf(ctx context.Context) error {
+	if link.IsJoined(s.p.link()) {
+		return nil
+	}
+	host, _ := os.Hostname()
+	answer, err := askLocal(ctx, string(s.p), "join", localQuestion{Hostname: host, Mode: s.mode(), Trial: s.mode() != wire.ModeRoot})
+	if err != nil {
+		return err
+	}
+	options := link.JoinOptions{Hostname: host}
+	if s.root {
+		options.UID, options.GID = s.own.Link, s.own.Link
+	}
+	joined, err := link.Join(ctx, answer.Token, s.p.link(), options)
+	if err != nil {
+		return err
+	}
+	return warden.SetPin(s.p.warden(), warden.Pin{Node: joined.Node, RootHash: joined.RootHash, Bundle: joined.Bundle})
+}
+
+// greet prints what a person needs to begin.
+func (s *supervisor) greet(ctx context.Context) (Running, error) {
+	answer, err := askLocal(ctx, string(s.p), "login", localQuestion{})
+	// After bootstrap there is no link: the server's own account is no way in.
+	if err != nil && fault.KindOf(err) != fault.Conflict && fault.KindOf(err) != fault.Denied {
+		return Running{}, err
+	}
+	_, sshPort, _ := net.SplitHostPort(s.ssh.Addr().String())
+	r := Running{
+		Data: string(s.p), URL: pageURL(s.page.Addr()), SSH: s.ssh.Addr().String(), Link: answer.Link, Mode: s.mode(),
+	}
+	if s.c.Quiet {
+		return r, nil
+	}
+	host, _ := os.Hostname()
+	fmt.Fprintln(s.c.Out, modeLine(s.mode(), s.report))
+	fmt.Fprintf(s.c.Out, "\n  data    %s\n", r.Data)
+	if r.Link != "" {
+		fmt.Fprintf(s.c.Out, "  page    %s\n          opens once, within 15 minutes\n", r.Link)
+	} else {
+		fmt.Fprintf(s.c.Out, "  page    %s\n          log in with your passkey, or: handrail login-link NAME\n", r.URL)
+	}
+	if s.c.ServerOnly {
+		host = "HOST"
+	}
+	fmt.Fprintf(s.c.Out, "  ssh     ssh -p %s %s@localhost\n", sshPort, host)
+	fmt.Fprintf(s.c.Out, "  shell   handrail login --local --data %s && handrail ssh %s\n", r.Data, host)
+	fmt.Fprintf(s.c.Out, "  another host   handrail host invite\n\n")
+	remove := "rm -rf " + r.Data
+	if s.madeAccount {
+		fmt.Fprintf(s.c.Out, "made the account %s for write sessions; policy can name another\n", warden.WriteAccount)
+		remove += " && userdel -r " + warden.WriteAccount
+	}
+	fmt.Fprintf(s.c.Out, "Ctrl-C stops it. To remove everything: %s\n", remove)
+	return r, nil
+}
+
+func modeLine(mode string, report sandbox.Report) string {
+	missing := ""
+	if len(report.Missing) > 0 {
+		missing = "\n  lacking: " + strings.Join(report.Missing, "\n           ")
+	}
+	switch mode {
+	case wire.ModeRoot:
+		return fmt.Sprintf("handrail runs as root: each session has an account of its own (floor %s).%s", report.Floor, missing)
+	case wire.ModeUserNamespace:
+		return fmt.Sprintf("handrail runs in a user namespace: this installation is a trial and cannot be production (floor %s).%s", report.Floor, missing)
+	}
+	return "handrail runs without shells: this kernel gives no sandbox. Everything else works." + missing
+}
+
+func pageURL(a net.Addr) string {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return "http://" + a.String()
+	}
+	if tcp.IP.IsLoopback() {
+		return fmt.Sprintf("http://localhost:%d", tcp.Port)
+	}
+	if tcp.IP.IsUnspecified() {
+		host, err := os.Hostname()
+		if err == nil {
+			return "https://" + net.JoinHostPort(host, strconv.Itoa(tcp.Port))
+		}
+	}
+	return "https://" + a.String()
+}
+
+// LocalToken asks the server of a data folder on this machine for a login
+// token of the first person; it is `handrail login --local`.
+func LocalToken(ctx context.Context, dir string) (string, error) {
+	dir, err := dataFolder(dir)
+	if err != nil {
+		return "", err
+	}
+	answer, err := askLocal(ctx, dir, "login", localQuestion{})
+	return answer.Token, err
+}
+
+// readRunning reads what runs on a data folder.
+func readRunning(dir string) (running, error) {
+	var r running
+	data, err := os.ReadFile(place(dir).at("up.json"))
+	if err != nil {
+		return r, err
+	}
+	return r, json.Unmarshal(data, &r)
+}
