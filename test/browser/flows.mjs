@@ -1,0 +1,336 @@
+// The main flows, walked as a person would: by link, by key, by passkey.
+import { decode, encode } from "../../internal/surface/web/static/frame.js";
+
+export async function flows({ plan, visitor, check, audit, look }) {
+  frames(check);
+  const page = await visitor(plan.flows, "", look);
+  const quiet = (what) => {
+    const bad = page.problems.filter((p) => !/status of (4\d\d)/.test(p));
+    check(bad.length === 0, what + ": the console is quiet", bad.join("\n      "));
+    page.problems.length = 0;
+  };
+  const authenticator = await passkeys(page);
+  await login(page, plan, check);
+  quiet("login");
+  await keys(page, check, audit);
+  quiet("keys");
+  await shell(page, check, audit);
+  quiet("shell");
+  await watch(page, check);
+  quiet("watch");
+  await replay(page, check, audit);
+  quiet("replay");
+  await approve(page, check, audit, authenticator);
+  quiet("approve");
+  await follow(page, check);
+  quiet("follow");
+  await ledger(page, check, audit);
+  quiet("ledger");
+  await secrets(page, check, audit);
+  quiet("secrets");
+  await errors(page, check);
+  await weight(plan, visitor, check, look);
+  await page.context().close();
+}
+
+// frames proves the hand-written codec against bytes made by protobuf.
+function frames(check) {
+  const hex = (b) => Buffer.from(b).toString("hex");
+  const bytes = (s) => new Uint8Array(Buffer.from(s, "hex"));
+  check(hex(encode.input("ls\r")) === "0a036c730d", "frame: input", hex(encode.input("ls\r")));
+  check(hex(encode.resize(200, 50)) === "220508c8011032", "frame: resize", hex(encode.resize(200, 50)));
+  check(hex(encode.eof()) === "2801", "frame: eof");
+  check(hex(encode.signal("INT")) === "3203494e54", "frame: signal");
+  check(hex(encode.acknowledged(65536)) === "48808004", "frame: acknowledged", hex(encode.acknowledged(65536)));
+  check(decode(bytes("12026869")).kind === "output" && Buffer.from(decode(bytes("12026869")).data).toString() === "hi", "frame: output");
+  check(decode(bytes("3803")).status === 3, "frame: exit 3");
+  check(decode(bytes("38ffffffffffffffffff01")).status === -1, "frame: exit -1, ten bytes long", String(decode(bytes("38ffffffffffffffffff01")).status));
+  const notice = decode(bytes("420c0a06706175736564" + "12026f6b"));
+  check(notice.what === "paused" && notice.text === "ok", "frame: notice", JSON.stringify(notice));
+  const session = decode(bytes("520b5206706175736564" + "5a0178"));
+  check(session.kind === "session" && session.state === "paused" && session.pausedWhy === "x", "frame: session", JSON.stringify(session));
+  check(decode(bytes("9a0603616263")).kind === "unknown", "frame: an unknown field is skipped");
+  for (const cut of ["1205", "12", "42ff"]) {
+    let threw = false;
+    try { decode(bytes(cut)); } catch { threw = true; }
+    check(threw, "frame: cut short is an error: " + cut);
+  }
+}
+
+// passkeys gives the browser an authenticator that needs no finger.
+async function passkeys(page) {
+  const cdp = await page.context().newCDPSession(page);
+  await cdp.send("WebAuthn.enable");
+  const { authenticatorId } = await cdp.send("WebAuthn.addVirtualAuthenticator", {
+    options: { protocol: "ctap2", transport: "internal", hasResidentKey: true, hasUserVerification: true, isUserVerified: true, automaticPresenceSimulation: true },
+  });
+  return { cdp, authenticatorId };
+}
+
+async function login(page, plan, check) {
+  await page.goto("/hosts/web-1");
+  check(page.url().includes("/login?next=%2Fhosts%2Fweb-1"), "who is not logged in is sent to log in", page.url());
+  await page.goto("/login?t=" + plan.linkPrefix + "linus");
+  await page.goto("/login?t=" + plan.linkPrefix + "linus");
+  check(await page.evaluate(() => document.activeElement.textContent === "Open handrail"), "the button of a login link has the focus");
+  await page.keyboard.press("Enter");
+  await page.waitForURL("**/welcome");
+  check(true, "looking at a login link does not use it up");
+  await page.getByRole("button", { name: "Make a passkey" }).click();
+  await page.waitForURL((u) => u.pathname === "/");
+  check(await page.getByText("Passkey saved.").isVisible(), "a passkey is made in the browser");
+  check(!page.url().includes("ok="), "what was done is said once", page.url());
+  const [cookie] = await page.context().cookies();
+  check(cookie.httpOnly && cookie.sameSite === "Strict", "the login cookie is out of reach of scripts and of other sites");
+  await page.locator(".you summary").click();
+  await page.getByRole("button", { name: "Log out" }).click();
+  await page.waitForURL("**/login**");
+  check(await page.getByText("Logged out.").isVisible(), "log out says so");
+  await page.getByRole("button", { name: "Use your passkey" }).click();
+  await page.waitForURL((u) => u.pathname === "/");
+  check(await page.locator(".you-name").textContent() === "ada", "a passkey logs in");
+  const response = await page.goto("/login?t=" + plan.linkPrefix + "linus");
+  check(response.status() === 200, "a used link still shows its page");
+  await page.getByRole("button", { name: "Open handrail" }).click();
+  check(await page.getByText("this link was used already").isVisible(), "a used link says so, and what to do");
+  check(await page.getByText("handrail login-link").isVisible(), "with the next command");
+}
+
+async function keys(page, check, audit) {
+  await page.goto("/");
+  await page.keyboard.press("g");
+  await page.keyboard.press("o");
+  await page.waitForURL("**/hosts");
+  check(true, "g o goes to the hosts");
+  await page.keyboard.press("/");
+  await page.keyboard.type("web");
+  await page.waitForFunction(() => document.querySelectorAll("#hosts-live tbody tr").length === 2);
+  check(page.url().endsWith("/hosts?q=web"), "/ filters, and the URL is the state", page.url());
+  await page.keyboard.press("Escape");
+  await page.keyboard.press("j");
+  await page.keyboard.press("j");
+  await page.keyboard.press("Enter");
+  await page.waitForURL("**/hosts/web-2");
+  check(true, "j j Enter opens the second row");
+  await page.keyboard.press("?");
+  check(await page.locator("#keys").isVisible(), "? shows the keys");
+  await audit(page, "the keys");
+  await page.keyboard.press("Escape");
+  await page.keyboard.press("Control+k");
+  await page.locator("#palette-hits a").first().waitFor();
+  await audit(page, "the palette");
+  await page.screenshot({ path: "shots/flow-palette.png" });
+  await page.keyboard.type("build");
+  await page.waitForFunction(() => document.querySelector("#palette-hits a span")?.textContent === "build-1");
+  await page.keyboard.press("Enter");
+  await page.waitForURL("**/hosts/build-1");
+  check(true, "Ctrl K goes to a host by name");
+  await page.keyboard.press("Tab");
+  check(await page.evaluate(() => document.activeElement.className === "skip"), "the first Tab is the skip link");
+}
+
+const shows = (page, text) => page.waitForFunction((want) => {
+  const buffer = document.querySelector("term-view, replay-view")?.term?.buffer.active;
+  return buffer && Array.from({ length: buffer.length }, (_, i) => buffer.getLine(i).translateToString(true)).join("\n").includes(want);
+}, text, { timeout: 8000 });
+
+async function shell(page, check, audit) {
+  await page.goto("/hosts/thinkpad");
+  await page.getByRole("button", { name: "Read-only shell" }).click();
+  await page.waitForURL("**/sessions/s-new*");
+  await shows(page, "ada@thinkpad");
+  check(!page.url().includes("ticket"), "the ticket is not in the address", page.url());
+  await page.keyboard.type("whoami\r");
+  await shows(page, "\nada");
+  check(true, "whoami in the browser's shell");
+  await page.keyboard.type("tag\r");
+  await shows(page, "red");
+  const colours = await page.evaluate(() => {
+    const spans = [...document.querySelectorAll(".xterm-rows span")];
+    const red = spans.find((s) => s.textContent.trim() === "red");
+    const tag = spans.find((s) => s.textContent.includes("PRODUCTION"));
+    const any = spans.find((s) => s.textContent.trim() === "true");
+    return [getComputedStyle(red).color, getComputedStyle(tag).backgroundColor, getComputedStyle(any).color];
+  });
+  check(colours[2] === "rgb(90, 200, 250)", "and 24-bit colours", colours[2]);
+  check(!colours.some((c) => c === "rgba(0, 0, 0, 0)" || c === "rgb(223, 228, 231)"), "the terminal has its colours under the strict policy", colours.join(" "));
+  await page.keyboard.type("touch x\r");
+  await page.getByText("This session is read-only. To write").waitFor();
+  check(true, "a refused write says why and what to do");
+  await audit(page, "own shell");
+  await page.screenshot({ path: "shots/flow-shell.png", fullPage: true });
+  await page.keyboard.press("Control+Shift+.");
+  check(await page.evaluate(() => document.activeElement.type === "search"), "Ctrl Shift . leaves the terminal");
+  await page.locator(".xterm").click();
+  await page.keyboard.type("exit\r");
+  await page.getByRole("button", { name: "See the recording" }).waitFor();
+  check(true, "when the shell ends, the page says so");
+  await page.goto("/hosts/web-1");
+  const answer = await page.request.post(page.url() + "/open", { form: { level: "write" }, headers: { Origin: "http://evil.example" } });
+  check(answer.status() === 403, "a form from another site is refused", String(answer.status()));
+}
+
+async function watch(page, check) {
+  await page.goto("/sessions/s-4f9k2m7x");
+  await shows(page, "pg_stat_activity");
+  check((await page.locator(".term-bar strong").textContent()) === "watching", "a buddy watches");
+  await page.getByRole("button", { name: "Pause" }).click();
+  await page.getByText("Paused. Nothing in the session runs").waitFor();
+  await page.getByRole("button", { name: "Resume" }).click();
+  await page.getByText("Resumed.").waitFor();
+  await page.getByRole("button", { name: "Join" }).click();
+  await page.getByText("joined: your keys count").waitFor();
+  check(true, "pause, resume, join");
+}
+
+async function replay(page, check, audit) {
+  await page.goto("/sessions/s-9b3n7m1q");
+  await page.getByRole("button", { name: /Play the recording/ }).click();
+  await page.locator(".replay-side li").first().waitFor();
+  check((await page.locator(".replay-side li").count()) === 5, "the commands are chapters");
+  await shows(page, "OPS-5");
+  await page.getByRole("button", { name: /curl -s localhost/ }).click();
+  await shows(page, '"status":"ok"');
+  check(true, "a chapter seeks forward");
+  await page.getByRole("button", { name: /systemctl status checkout/ }).click();
+  await page.waitForFunction(() => {
+    const buffer = document.querySelector("replay-view").term.buffer.active;
+    const text = Array.from({ length: buffer.length }, (_, i) => buffer.getLine(i).translateToString(true)).join("\n");
+    return text.includes("systemctl status checkout") && !text.includes('"status":"ok"');
+  });
+  check(true, "and back");
+  await page.locator(".replay-body select").selectOption("16");
+  await page.getByLabel("Find in the recording").fill("permission denied");
+  await page.keyboard.press("Enter");
+  await shows(page, "permission denied");
+  check(true, "search goes to when it was shown");
+  await audit(page, "replay");
+  await page.screenshot({ path: "shots/flow-replay.png", fullPage: true });
+  await page.locator(".replay-body .term-bar button").first().focus();
+  const word = () => page.locator(".replay-body .term-bar button").first().textContent();
+  const before = await word();
+  await page.keyboard.press("Space");
+  check(before !== (await word()), "Space plays and pauses", before);
+}
+
+async function approve(page, check, audit, { cdp, authenticatorId }) {
+  await page.goto("/approvals");
+  await page.getByRole("link", { name: "write on web-1, web-2 for 30 min" }).click();
+  await page.waitForURL("**/approvals/a-6y1u8i4o");
+  check(await page.getByText("What handrail cannot contain").isVisible(), "the approver sees what cannot be contained");
+  const { credentials } = await cdp.send("WebAuthn.getCredentials", { authenticatorId });
+  check(credentials.length === 1, "the passkey is on the authenticator");
+  await page.getByRole("button", { name: "Approve with your passkey" }).click();
+  await page.waitForURL((u) => !u.search || u.search.includes("ok=approved"));
+  await page.getByText("Approved, and signed with your passkey.").waitFor();
+  check(await page.getByText("signed by passkey").isVisible(), "approved in the browser, by passkey");
+  await audit(page, "approved");
+}
+
+async function follow(page, check) {
+  await page.goto("/sessions");
+  await page.waitForFunction(() => document.querySelector("#live").dataset.state === "live");
+  const other = await page.context().newPage();
+  await other.goto("/sessions/s-7q1w5e9r");
+  await other.getByRole("button", { name: "Stop" }).click();
+  await other.getByText("Stopped. Every process").waitFor();
+  await page.locator("#s-live + *, #sessions-live").first().waitFor();
+  await page.waitForFunction(() => [...document.querySelectorAll("#sessions-live tr")].some((r) => r.textContent.includes("linus on web-1") && r.textContent.includes("stopped")), null, { timeout: 8000 });
+  check(true, "what happens elsewhere appears without a reload");
+  await other.close();
+  await page.goto("/hosts/staging-1");
+  await page.locator("#elevate textarea").fill("half a sentence");
+  await page.waitForFunction(() => document.querySelector("#live").dataset.state === "live");
+  const quietly = await page.context().newPage();
+  await quietly.goto("/sessions/s-4f9k2m7x");
+  await quietly.getByRole("button", { name: "Pause" }).click();
+  await quietly.getByText("Paused.").waitFor();
+  await quietly.close();
+  await page.waitForFunction(() => document.querySelector("#side .badge") !== null);
+  check((await page.locator("#elevate textarea").inputValue()) === "half a sentence", "what is being typed stays");
+}
+
+async function ledger(page, check, audit) {
+  await page.goto("/ledger");
+  await page.getByRole("button", { name: "Verify the ledger" }).click();
+  await page.getByText("Nothing was changed").waitFor();
+  check(await page.getByText("acme.handrail.internal").first().isVisible(), "verify shows the signed checkpoint");
+  await audit(page, "verified");
+  await page.screenshot({ path: "shots/flow-verified.png" });
+  const download = page.waitForEvent("download");
+  await page.getByRole("button", { name: "Export" }).click();
+  check((await download).suggestedFilename().endsWith(".zip"), "export downloads a zip");
+  for (const n of [0, 1, 20, 77, 128, 134]) {
+    await page.goto("/ledger/" + n);
+    await page.getByRole("button", { name: "Check it in this browser" }).click();
+    await page.locator("proof-check .verdict").waitFor();
+    check(await page.locator("proof-check .verdict.good").isVisible(), `the proof of entry ${n} holds in the browser`);
+  }
+  await page.evaluate(() => {
+    const el = document.querySelector("proof-check");
+    const p = JSON.parse(el.dataset.proof);
+    p.leaf = btoa(atob(p.leaf).replace("ok", "no"));
+    el.dataset.proof = JSON.stringify(p);
+  });
+  await page.getByRole("button", { name: "Check it in this browser" }).click();
+  await page.locator("proof-check .verdict.bad").waitFor();
+  check(true, "a changed leaf does not prove");
+}
+
+async function secrets(page, check, audit) {
+  await page.goto("/people");
+  await page.getByRole("button", { name: "Add a person" }).click();
+  await audit(page, "add a person");
+  await page.getByLabel("Login name").fill("barbara");
+  await page.getByLabel("Groups").fill("developer");
+  await page.getByRole("button", { name: "Make the link" }).click();
+  await page.getByText("It logs barbara in once.").waitFor();
+  await audit(page, "a link");
+  await page.screenshot({ path: "shots/flow-link.png" });
+  await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+  await page.getByRole("button", { name: /^Copy: http/ }).click();
+  check((await page.evaluate(() => navigator.clipboard.readText())).includes("/login?t="), "copy copies the link");
+  await page.goto("/code");
+  await page.getByLabel("Code").fill("7k3f-9q2m");
+  await page.keyboard.press("Enter");
+  await page.getByText("10.9.0.31").waitFor();
+  await audit(page, "confirm a code");
+  await page.screenshot({ path: "shots/flow-code.png" });
+  await page.getByRole("button", { name: "Yes, that is my terminal" }).click();
+  await page.getByText("Confirmed.").waitFor();
+  check(true, "a code is confirmed after its source is shown");
+  await page.goto("/hosts");
+  await page.getByRole("button", { name: "Invite a host" }).click();
+  await audit(page, "invite a host");
+  await page.getByRole("button", { name: "Make the line" }).click();
+  await page.getByText("hr1.bG9jYWxob3N0").first().waitFor();
+  check(true, "inviting a host shows the line once");
+}
+
+async function errors(page, check) {
+  await page.goto("/hosts/web-1");
+  await page.evaluate(() => {
+    const form = Object.assign(document.createElement("form"), { method: "post", action: "/hosts/web-1/open" });
+    form.append(Object.assign(document.createElement("input"), { name: "level", value: "write" }));
+    document.body.append(form);
+    form.submit();
+  });
+  await page.getByText("Refused").first().waitFor();
+  check(await page.getByText("write-with-a-grant").isVisible(), "a refusal names the rule");
+  check(await page.getByText("handrail elevate web-1").isVisible(), "and the next command");
+  await page.screenshot({ path: "shots/flow-refused.png" });
+}
+
+// weight counts what the first page costs over the wire.
+async function weight(plan, visitor, check, look) {
+  const page = await visitor(plan.fresh, "admin", look);
+  const cdp = await page.context().newCDPSession(page);
+  await cdp.send("Network.enable");
+  let bytes = 0, requests = 0;
+  cdp.on("Network.loadingFinished", (e) => ((bytes += e.encodedDataLength), requests++));
+  await page.goto("/", { waitUntil: "load" });
+  await page.waitForTimeout(300);
+  check(bytes < 100_000, `the first page is ${bytes} bytes`);
+  console.log(`first page: ${(bytes / 1000).toFixed(1)} kB in ${requests} requests`);
+  await page.context().close();
+}
