@@ -1,0 +1,154 @@
+package spine_test
+
+import (
+	"context"
+	"database/sql"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// smallDisk is a folder on a disk of its own.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := syscall.Mount("small", dir, "tmpfs", 0, "size=160m,mode=0755"); err != nil {
+		t.Skipf("no small disk can be mounted here: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	return dir
+}
+
+// fill takes what is free on a disk but for leave bytes.
+func fill(t *testing.T, dir string, leave int64) (free func()) {
+	t.Helper()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.CreateTemp(dir, "filler")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*int64(st.Bsize)-leave); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(f.Name()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestAFullDiskStartsNothingAndBrakesWork(t *testing.T) {
+	needRoot(t)
+	disk := smallDisk(t)
+	i := up(t, filepath.Join(disk, "data"))
+	ada := i.first()
+	host := ada.hostname()
+	ben := ada.add("ben", "operator")
+	cleo := ada.add("cleo", "developer")
+	marks := []string{marker(t), marker(t)}
+	long := ben.start("ssh", host, "--", "echo up; sleep "+marks[0])
+	long.waitFor("up")
+	id := i.liveSession(ada)
+	second := cleo.start("ssh", host, "--", "echo up; sleep "+marks[1])
+	second.waitFor("up")
+
+	nearly := fill(t, disk, 8<<20)
+	if r := cleo.refused(255, "ssh", host, "--", "true"); !strings.Contains(r.err, "full") || !strings.Contains(r.err, "make room") {
+		t.Errorf("the refusal does not say why and what to do: %s", r.err)
+	}
+	if out := ada.ok("status"); !strings.Contains(out, "disk is full") {
+		t.Errorf("status says nothing of the disk:\n%s", out)
+	}
+	if status, body := i.follow(i.link); status != http.StatusOK && !strings.Contains(body, "full") {
+		t.Errorf("the page answers %d", status)
+	}
+	ada.ok("stop", id, "--reason", "enough")
+	i.until("the end of the stopped session", func() bool { return len(running(marks[0])) == 0 })
+
+	wholly := fill(t, disk, 0)
+	r := ada.run("lock", "cleo", "--reason", "lost laptop")
+	i.until("the end of the locked person's session", func() bool { return len(running(marks[1])) == 0 })
+	second.wait()
+	if r.code != 0 {
+		t.Errorf("lock: exit %d:\n%s%s", r.code, r.out, r.err)
+	}
+	if r := cleo.run("ssh", host, "--", "true"); r.code == 0 {
+		t.Error("a locked person opened a session")
+	}
+
+	wholly()
+	nearly()
+	i.until("sessions to open again", func() bool { return ada.run("ssh", host, "--", "echo in").out == "in\n" })
+	i.until("the lock to be in the ledger", func() bool {
+		return strings.Contains(ada.ok("ledger", "list", "--limit", "500", "-o", "json"), "person.locked")
+	})
+	if r := cleo.run("hosts"); r.code != 3 {
+		t.Errorf("a locked person's command exits with %d: %s", r.code, r.err)
+	}
+	ada.ok("ledger", "verify")
+}
+
+func TestALockedDatabaseStopsNoBrake(t *testing.T) {
+	i := up(t, t.TempDir())
+	i.needShells()
+	ada := i.first()
+	host := ada.hostname()
+	cleo := ada.add("cleo", "developer")
+	mark := marker(t)
+	long := cleo.start("ssh", host, "--", "echo up; sleep "+mark)
+	long.waitFor("up")
+
+	release := holdDatabase(t, i.data)
+	tried := ada.start("ssh", host, "--", "true")
+	lock := ada.start("lock", "cleo", "--reason", "lost laptop")
+	i.until("the end of the locked person's session", func() bool { return len(running(mark)) == 0 })
+	long.wait()
+	tried.wait()
+	if tried.cmd.ProcessState.ExitCode() != 255 || !strings.Contains(tried.out.String(), "cannot ") {
+		t.Errorf("no session opens unrecorded (exit %d):\n%s", tried.cmd.ProcessState.ExitCode(), tried.out)
+	}
+	release()
+	lock.wait()
+	if lock.cmd.ProcessState.ExitCode() != 0 {
+		t.Errorf("lock: exit %d:\n%s", lock.cmd.ProcessState.ExitCode(), lock.out)
+	}
+
+	i.until("sessions to open again", func() bool { return ada.run("ssh", host, "--", "echo in").out == "in\n" })
+	i.until("the lock to be in the ledger", func() bool {
+		return strings.Contains(ada.ok("ledger", "list", "--limit", "500", "-o", "json"), "person.locked")
+	})
+	if r := cleo.run("hosts"); r.code != 3 {
+		t.Errorf("a locked person's command exits with %d: %s", r.code, r.err)
+	}
+	ada.ok("ledger", "verify")
+}
+
+// holdDatabase keeps everybody else from writing.
+func holdDatabase(t *testing.T, data string) (release func()) {
+	t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(data, "server", "state.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := db.Conn(t.Context())
+	if err == nil {
+		_, err = c.ExecContext(t.Context(), "PRAGMA busy_timeout = 10000; BEGIN IMMEDIATE")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if _, err := c.ExecContext(context.Background(), "ROLLBACK"); err != nil {
+			t.Error(err)
+		}
+		c.Close()
+		db.Close()
+	}
+}
