@@ -1,0 +1,165 @@
+// Command bench prints handrail's numbers beside OpenSSH's, measured in one run
+// on one machine: two real sshd (the second behind the first, for ProxyJump)
+// and a real `handrail up` with proofs, recording and privilege separation on.
+//
+//	go run ./test/bench             everything, at most three minutes
+//	go run ./test/bench -quick      a rougher picture, at most 40 s
+//	go run ./test/bench -only setup one of: start idle setup keystroke bulk memory lock
+//
+// Ratios count: absolute times depend on the machine and on what else it does.
+// The three ways of one row are measured in turns, so that a busy moment falls
+// on all of them; what is printed is the median over the turns.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// plan says how much of everything.
+type plan struct {
+	quick         bool
+	turns         int // of each row; medians are printed
+	sequential    int // session set-ups in one turn, of handrail; the slow peers do a quarter
+	parallelFor   time.Duration
+	keystrokes    int // in one turn
+	bulk          int64
+	idle          int // idle sessions
+	lockSessions  int
+	starts, locks int
+	calm          time.Duration // until memory is read
+}
+
+func full() plan {
+	return plan{turns: 3, sequential: 60, parallelFor: 2 * time.Second, keystrokes: 500, bulk: 160 << 20,
+		idle: 100, lockSessions: 50, starts: 4, locks: 4, calm: 3 * time.Second}
+}
+
+func quick() plan {
+	return plan{quick: true, turns: 1, sequential: 24, parallelFor: time.Second, keystrokes: 500, bulk: 32 << 20,
+		idle: 20, lockSessions: 50, starts: 1, locks: 1, calm: time.Second}
+}
+
+// bench is one run.
+type bench struct {
+	plan
+	dir      string // everything that the run writes
+	binary   string
+	peers    *peers
+	handrail *installation
+	t        table
+}
+
+func main() {
+	short := flag.Bool("quick", false, "a rougher picture, in 40 s")
+	only := flag.String("only", "", "one part: "+strings.Join(partNames(), " "))
+	binary := flag.String("binary", "bin/handrail", "the program to measure; built when it is missing")
+	flag.Parse()
+	limit := 3 * time.Minute
+	p := full()
+	if *short {
+		p, limit = quick(), 40*time.Second
+	}
+	if *only != "" && !slices.Contains(partNames(), *only) {
+		fmt.Fprintf(os.Stderr, "cannot measure %q: it is one of %s\n", *only, strings.Join(partNames(), " "))
+		os.Exit(2)
+	}
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer cancel()
+	ctx, stop := context.WithTimeout(ctx, limit)
+	defer stop()
+	if err := run(ctx, p, *binary, *only); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// parts are what is measured, in this order: what must be idle comes first.
+var parts = []struct {
+	name string
+	run  func(*bench, context.Context) error
+}{
+	{"start", (*bench).start},
+	{"idle", (*bench).idleRoles},
+	{"memory", (*bench).idleSessions},
+	{"setup", (*bench).setup},
+	{"keystroke", (*bench).keystroke},
+	{"bulk", (*bench).throughput},
+	{"lock", (*bench).lock},
+}
+
+func partNames() (names []string) {
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+func run(ctx context.Context, p plan, binary, only string) (err error) {
+	dir, err := os.MkdirTemp("", "handrail-bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	// The accounts of the roles and of the peers' user must get through.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	b := &bench{plan: p, dir: dir}
+	if b.binary, err = program(ctx, dir, binary); err != nil {
+		return err
+	}
+	if b.peers, err = startPeers(ctx, dir); err != nil {
+		return fmt.Errorf("cannot start OpenSSH: %w", err)
+	}
+	defer b.peers.stop()
+	if b.handrail, err = b.up(ctx, filepath.Join(dir, "data")); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.handrail.stop()) }()
+	if err := b.handrail.enrol(ctx); err != nil {
+		return err
+	}
+	began := time.Now()
+	for _, part := range parts {
+		if only != "" && only != part.name {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "%4.0fs  %s\n", time.Since(began).Seconds(), part.name)
+		if err := part.run(b, ctx); err != nil {
+			if ctx.Err() != nil {
+				b.t.note("stopped: %v", context.Cause(ctx))
+				break
+			}
+			b.t.note("%s: %v", part.name, err)
+		}
+	}
+	b.t.print(os.Stdout, machine(), b.peers.version)
+	return nil
+}
+
+// program finds the binary, or builds it.
+func program(ctx context.Context, dir, binary string) (string, error) {
+	if abs, err := filepath.Abs(binary); err == nil {
+		if _, err := os.Stat(abs); err == nil {
+			return abs, nil
+		}
+	}
+	out := filepath.Join(dir, "handrail")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", out, "handrail.dev/handrail/cmd/handrail")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cannot build handrail: %w\n%s", err, text)
+	}
+	return out, nil
+}

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// setup measures how long it takes until a command has run in a new session.
+func (b *bench) setup(ctx context.Context) error {
+	var all, open [3][]float64
+	for range b.turns {
+		for column, w := range b.ways() {
+			n := b.sequential
+			if column > 0 {
+				n /= 4
+			}
+			for range n {
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				began := time.Now()
+				if err := setUp(w, "true"); err != nil {
+					return err
+				}
+				all[column] = append(all[column], millis(time.Since(began)))
+			}
+			if err := onOpen(w, n, &open[column]); err != nil {
+				return err
+			}
+		}
+	}
+	b.t.add(quantiles("session set-up p50", ms, all, 0.5, 15))
+	b.t.add(quantiles("session set-up p99", ms, all, 0.99, 0))
+	b.t.add(quantiles("session on an open connection p50", ms, open, 0.5, 0))
+	b.t.add(quantiles("session on an open connection p99", ms, open, 0.99, 0))
+	rates, err := b.each(func(w way, _ int) (float64, error) { return parallel(w, 8, b.parallelFor) })
+	if err != nil {
+		return err
+	}
+	b.t.add(row{what: "sessions/s, 8 parallel", unit: perSecond, values: rates, goal: 300})
+	return nil
+}
+
+func quantiles(what string, u unit, samples [3][]float64, q, goal float64) row {
+	r := row{what: what, unit: u, goal: goal}
+	for column := range samples {
+		if len(samples[column]) > 0 {
+			r.values[column] = known(quantile(samples[column], q))
+		}
+	}
+	return r
+}
+
+// onOpen opens sessions one after another on one connection.
+func onOpen(w way, n int, into *[]float64) error {
+	client, err := w.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	for range n {
+		began := time.Now()
+		if err := runOn(client, "true"); err != nil {
+			return err
+		}
+		*into = append(*into, millis(time.Since(began)))
+	}
+	return nil
+}
+
+// parallel is how many whole sessions a second several clients get.
+func parallel(w way, clients int, span time.Duration) (float64, error) {
+	var done atomic.Int64
+	errs := make([]error, clients)
+	var wg sync.WaitGroup
+	began := time.Now()
+	for i := range clients {
+		wg.Go(func() {
+			for time.Since(began) < span && errs[i] == nil {
+				if errs[i] = setUp(w, "true"); errs[i] == nil {
+					done.Add(1)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return float64(done.Load()) / time.Since(began).Seconds(), errors.Join(errs...)
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+	"unicode/utf8"
+)
+
+// row is one line of the table. Values are in the unit that the row names;
+// what was not measured is not ok.
+type row struct {
+	what   string
+	unit   unit
+	values [3]value // handrail, direct, ProxyJump
+	goal   float64  // 0: none
+}
+
+type value struct {
+	v  float64
+	ok bool
+}
+
+func known(v float64) value { return value{v, true} }
+
+// unit says how values read and whether more is better.
+type unit struct {
+	name   string
+	more   bool
+	format string
+}
+
+var (
+	ms        = unit{"ms", false, "%.1f"}
+	µs        = unit{"µs", false, "%.0f"}
+	perSecond = unit{"/s", true, "%.0f"}
+	mibs      = unit{"MiB/s", true, "%.0f"}
+	kib       = unit{"KiB", false, "%.0f"}
+	mib       = unit{"MiB", false, "%.1f"}
+)
+
+type table struct {
+	rows  []row
+	notes []string
+}
+
+func (t *table) add(r row) { t.rows = append(t.rows, r) }
+
+// alone adds a row that has no peer.
+func (t *table) alone(what string, u unit, v, goal float64) {
+	t.add(row{what: what, unit: u, values: [3]value{known(v)}, goal: goal})
+}
+
+func (t *table) note(format string, args ...any) {
+	t.notes = append(t.notes, fmt.Sprintf(format, args...))
+}
+
+// print writes the table. A ratio above 1 is in handrail's favour.
+func (t *table) print(w io.Writer, about ...string) {
+	cells := [][]string{{"what", "handrail", "direct", "ProxyJump", "× direct", "× jump", "goal"}}
+	for _, r := range t.rows {
+		line := []string{r.what}
+		for _, v := range r.values {
+			line = append(line, r.unit.show(v))
+		}
+		line = append(line, r.ratio(1), r.ratio(2), r.verdict())
+		cells = append(cells, line)
+	}
+	width := make([]int, len(cells[0]))
+	for _, line := range cells {
+		for i, c := range line {
+			width[i] = max(width[i], utf8.RuneCountInString(c))
+		}
+	}
+	for _, a := range about {
+		fmt.Fprintln(w, a)
+	}
+	fmt.Fprintln(w, "ratios above 1 are in handrail's favour")
+	for n, line := range cells {
+		for i, c := range line {
+			pad := strings.Repeat(" ", width[i]-utf8.RuneCountInString(c))
+			if i == 0 || i == len(line)-1 {
+				fmt.Fprint(w, c+pad+"  ")
+			} else {
+				fmt.Fprint(w, pad+c+"  ")
+			}
+		}
+		fmt.Fprintln(w)
+		if n == 0 {
+			for _, x := range width {
+				fmt.Fprint(w, strings.Repeat("─", x)+"  ")
+			}
+			fmt.Fprintln(w)
+		}
+	}
+	for _, n := range t.notes {
+		fmt.Fprintln(w, "·", n)
+	}
+}
+
+func (u unit) show(v value) string {
+	if !v.ok {
+		return "–"
+	}
+	return fmt.Sprintf(u.format, v.v) + " " + u.name
+}
+
+func (r row) ratio(peer int) string {
+	a, b := r.values[0], r.values[peer]
+	if !a.ok || !b.ok || a.v <= 0 || b.v <= 0 {
+		return ""
+	}
+	x := b.v / a.v
+	if r.unit.more {
+		x = a.v / b.v
+	}
+	if x >= 10 {
+		return fmt.Sprintf("%.0f", x)
+	}
+	return fmt.Sprintf("%.2f", x)
+}
+
+func (r row) verdict() string {
+	if r.goal == 0 || !r.values[0].ok {
+		return ""
+	}
+	sign, met := "≤", r.values[0].v <= r.goal
+	if r.unit.more {
+		sign, met = "≥", r.values[0].v >= r.goal
+	}
+	word := "met"
+	if !met {
+		word = "SHORT"
+	}
+	return fmt.Sprintf("%s %g %s", sign, r.goal, word)
+}
+
+// machine is the line about where the numbers come from.
+func machine() string {
+	model := "unknown cpu"
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				model = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	var u syscall.Utsname
+	_ = syscall.Uname(&u) // cannot fail with a good pointer
+	release := make([]byte, 0, len(u.Release))
+	for _, c := range u.Release {
+		if c == 0 {
+			break
+		}
+		release = append(release, byte(c))
+	}
+	load, _ := os.ReadFile("/proc/loadavg")
+	average := strings.Join(strings.Fields(string(load))[:min(1, len(strings.Fields(string(load))))], "")
+	return fmt.Sprintf("machine: %d × %s, Linux %s, %s, load %s", runtime.NumCPU(), model, release, runtime.Version(), average)
+}
+
+// median of what several turns gave.
+func median(all []float64) float64 { return quantile(all, 0.5) }
+
+// quantile by rank; all must not be empty.
+func quantile(all []float64, q float64) float64 {
+	if len(all) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(all))
+	return s[min(int(q*float64(len(s))), len(s)-1)]
+}
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
