@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"handrail.dev/handrail/test/port"
 )
 
 // installation is one running `handrail up`.
@@ -43,11 +45,12 @@ type person struct {
 
 // up starts an installation and times its start.
 func (b *bench) up(ctx context.Context, data string) (*installation, error) {
-	port, err := freePort()
+	page, release, err := port.Reserve()
 	if err != nil {
 		return nil, err
 	}
-	i := &installation{binary: b.binary, dir: b.dir, data: data, page: "127.0.0.1:" + port, done: make(chan struct{})}
+	i := &installation{binary: b.binary, dir: b.dir, data: data, page: page, done: make(chan struct{})}
+	defer release() // it listens by then
 	i.cmd = exec.Command(b.binary, "up", "--data", data, "--listen", i.page, "--ssh-listen", "127.0.0.1:0")
 	i.cmd.Env = append(os.Environ(), "HANDRAIL_HOME=")
 	var stderr bytes.Buffer

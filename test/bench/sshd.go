@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"handrail.dev/handrail/test/port"
 )
 
 // peers are two sshd of the system, with a configuration, keys and ports of
@@ -177,32 +179,27 @@ LogLevel QUIET
 `
 
 func (p *peers) daemon(ctx context.Context, sshd, name string) (*daemon, error) {
-	port, err := freePort()
+	addr, release, err := port.Reserve()
+	if err != nil {
+		return nil, err
+	}
+	defer release() // it listens by then
+	_, number, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
 	}
 	config := filepath.Join(p.dir, name+".conf")
-	if err := os.WriteFile(config, fmt.Appendf(nil, sshdConfig, port, p.dir, p.user), 0o600); err != nil {
+	if err := os.WriteFile(config, fmt.Appendf(nil, sshdConfig, number, p.dir, p.user), 0o600); err != nil {
 		return nil, err
 	}
 	// -D: it stays our child and ends with our signal. Not bound to ctx: stop
 	// ends it when its turn comes.
-	d := &daemon{cmd: exec.Command(sshd, "-D", "-e", "-f", config), addr: net.JoinHostPort("127.0.0.1", port)}
+	d := &daemon{cmd: exec.Command(sshd, "-D", "-e", "-f", config), addr: addr}
 	d.cmd.Stderr = os.Stderr
 	if err := d.cmd.Start(); err != nil {
 		return nil, err
 	}
 	return d, waitDial(ctx, d.addr)
-}
-
-func freePort() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	return port, err
 }
 
 func waitDial(ctx context.Context, addr string) error {

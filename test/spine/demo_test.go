@@ -13,7 +13,7 @@ func TestTheDemoTellsItsStory(t *testing.T) {
 	needRoot(t)
 	mounts := mountsNow(t)
 	data := filepath.Join(t.TempDir(), "demo")
-	args := append([]string{"demo"}, upArgs(data)[1:]...)
+	args := append([]string{"demo"}, upArgs(t, data)[1:]...)
 	i := upBy(t, exec.Command(binary, args...), data)
 	i.until("the story", func() bool {
 		select {

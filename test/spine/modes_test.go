@@ -82,7 +82,7 @@ func TestAnOrdinaryUserGetsATrialThatWorks(t *testing.T) {
 	dir := ordinaryFolder(t)
 	words := append([]string{"-m", "sh", "-c", noAccount, t.TempDir()}, asOrdinary...)
 	data := filepath.Join(dir, "data")
-	i := upBy(t, exec.Command("unshare", append(append(words, binary), upArgs(data)...)...), data)
+	i := upBy(t, exec.Command("unshare", append(append(words, binary), upArgs(t, data)...)...), data)
 	i.as = ordinaryUser()
 	worksAsTrial(t, i, dir)
 }
@@ -143,7 +143,7 @@ func TestWithoutShellsEverythingElseWorks(t *testing.T) {
 	for name, words := range map[string][]string{"ordinary user": asOrdinary, "root of a container": {"env"}} {
 		t.Run(name, func(t *testing.T) {
 			data := filepath.Join(ordinaryFolder(t), "data")
-			cmd := exec.Command("sh", append(append([]string{"-c", noNamespaces, "sh"}, words...), append([]string{binary}, upArgs(data)...)...)...)
+			cmd := exec.Command("sh", append(append([]string{"-c", noNamespaces, "sh"}, words...), append([]string{binary}, upArgs(t, data)...)...)...)
 			cmd.SysProcAttr = container()
 			i := upBy(t, cmd, data)
 			i.withoutShells(t)
@@ -185,7 +185,7 @@ func (i *installation) withoutShells(t *testing.T) {
 
 func TestRootOfAContainerGetsATrial(t *testing.T) {
 	data := filepath.Join(ordinaryFolder(t), "data")
-	cmd := exec.Command(binary, upArgs(data)...)
+	cmd := exec.Command(binary, upArgs(t, data)...)
 	cmd.SysProcAttr = container()
 	i := upBy(t, cmd, data)
 	if !strings.Contains(i.firstLine(), "trial") {

@@ -24,6 +24,7 @@ import (
 	"handrail.dev/handrail/internal/host/lab"
 	_ "handrail.dev/handrail/internal/host/sandbox/attack"
 	_ "handrail.dev/handrail/internal/surface/cli"
+	"handrail.dev/handrail/test/port"
 )
 
 // binary is the program under test, built once.
@@ -112,13 +113,25 @@ func up(t *testing.T, data string, extra ...string) *installation {
 
 func upAs(t *testing.T, as *syscall.SysProcAttr, data string, extra ...string) *installation {
 	t.Helper()
-	cmd := exec.Command(binary, append(upArgs(data), extra...)...)
+	cmd := exec.Command(binary, append(upArgs(t, data), extra...)...)
 	cmd.SysProcAttr = as
 	return upBy(t, cmd, data)
 }
 
-func upArgs(data string) []string {
-	return []string{"up", "--data", data, "--listen", "127.0.0.1:0", "--ssh-listen", "127.0.0.1:0"}
+// upArgs names ports that stay reserved while the test runs: an installation
+// that starts again finds them free.
+func upArgs(t *testing.T, data string) []string {
+	t.Helper()
+	var at [2]string
+	for n := range at {
+		address, release, err := port.Reserve()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(release)
+		at[n] = address
+	}
+	return []string{"up", "--data", data, "--listen", at[0], "--ssh-listen", at[1]}
 }
 
 // upBy starts an installation by a command that becomes `handrail up`.

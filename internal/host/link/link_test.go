@@ -51,7 +51,9 @@ type fake struct {
 	hello  wire.Hello
 	facts  map[string]string
 	events []wire.Event
-	asked  int // proofs asked for
+	asked  int  // proofs asked for
+	cut    bool // whoever comes is sent away
+	sent   int  // away, so far
 	change sync.Cond
 }
 
@@ -79,17 +81,17 @@ func newFake(t *testing.T) *fake {
 	}
 	t.Cleanup(f.nc.Close)
 	f.answer()
-	f.listen("127.0.0.1:0")
+	f.listen()
 	return f
 }
 
-func (f *fake) listen(address string) {
+func (f *fake) listen() {
 	f.t.Helper()
 	cert, err := f.ring.ServerCertificate([]string{"localhost"})
 	if err != nil {
 		f.t.Fatal(err)
 	}
-	f.l, err = tls.Listen("tcp", address, &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: f.ring.CAPool(),
+	f.l, err = tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: f.ring.CAPool(),
 		ClientAuth: tls.VerifyClientCertIfGiven, NextProtos: []string{wire.ALPN, "http/1.1"}, MinVersion: tls.VersionTLS13})
 	if err != nil {
 		f.t.Fatal(err)
@@ -105,6 +107,10 @@ func (f *fake) listen(address string) {
 				close(web.conns)
 				return
 			}
+			if f.sendAway() {
+				c.Close()
+				continue
+			}
 			go func() {
 				tc := c.(*tls.Conn)
 				if tc.Handshake() != nil {
@@ -118,6 +124,17 @@ func (f *fake) listen(address string) {
 			}()
 		}
 	}()
+}
+
+// sendAway says whether the network is cut, and counts who came.
+func (f *fake) sendAway() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cut {
+		f.sent++
+		f.change.Broadcast()
+	}
+	return f.cut
 }
 
 type queue struct {
@@ -323,18 +340,18 @@ func (f *fake) order(id string, s wire.SessionSpec) []byte {
 // until waits for what the fake has heard.
 func (f *fake) until(what string, ok func() bool) {
 	f.t.Helper()
-	stop := time.AfterFunc(20*time.Second, func() {
+	stop := time.AfterFunc(time.Minute, func() {
 		f.mu.Lock()
 		f.change.Broadcast()
 		f.mu.Unlock()
 	})
 	defer stop.Stop()
-	end := time.Now().Add(20 * time.Second)
+	end := time.Now().Add(time.Minute)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for !ok() {
 		if time.Now().After(end) {
-			f.t.Fatalf("after 20 s it is still not so that %s", what)
+			f.t.Fatalf("after a minute it is still not so that %s", what)
 		}
 		f.change.Wait()
 	}
@@ -516,15 +533,17 @@ func TestACutConnectionEndsItsSessionsAndComesBack(t *testing.T) {
 	if ft, _, err := wire.NewReader(s).Next(); err != nil || ft != wire.FrameStdout {
 		t.Fatal(ft, err)
 	}
-	address := f.l.Addr().String()
-	f.l.Close()
 	f.mu.Lock()
+	f.cut = true
 	for use, y := range f.conns {
 		y.Close()
 		delete(f.conns, use)
 	}
 	f.mu.Unlock()
-	f.listen(address)
+	f.until("the node tries again", func() bool { return f.sent > 1 })
+	f.mu.Lock()
+	f.cut = false
+	f.mu.Unlock()
 	f.until("both connections are there again", func() bool { return f.conns[wire.UseControl] != nil && f.conns[wire.UseBulk] != nil })
 	f.until("the session's end is reported", func() bool {
 		for _, e := range f.events {
