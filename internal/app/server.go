@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -259,6 +260,7 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 			entries, err := s.access.LockedTx(tx, person, "system")
 			return len(entries), entries, err
 		},
+		Here: s.here,
 	})
 	s.locks.Store(s.roster)
 	return s.sessions.Start(ctx)
@@ -301,6 +303,20 @@ func (s *Server) brakePerson(ctx context.Context, person, reason string) int {
 		epoch++ // the lock that is about to be recorded raises it; orders from before are void now
 	}
 	return s.sessions.EndByPerson(ctx, person, epoch, reason)
+}
+
+// here says whether an address is this machine's own, so that whoever comes
+// from it is on it. The demo's hosts are, and only play that they are not.
+func (s *Server) here(source string) bool {
+	from, err := netip.ParseAddr(source)
+	if err != nil || s.c.Demo {
+		return false
+	}
+	own, err := net.InterfaceAddrs()
+	return from.IsLoopback() || err != nil || slices.ContainsFunc(own, func(a net.Addr) bool {
+		ip, ok := a.(*net.IPNet)
+		return ok && ip.IP.Equal(from.AsSlice())
+	})
 }
 
 // url is the page's address as people type it.
@@ -469,7 +485,7 @@ func (s *Server) joinLocal(ctx context.Context, hostname, _ string, _ bool) (loc
 				WithHint("handrail host invite")
 		}
 		var entry ledger.Entry
-		secret, entry, err = s.hosts.InviteTx(tx, "system", target.Invite{Environment: "dev", Scope: "none", For: 10 * time.Minute})
+		secret, entry, err = s.hosts.InviteTx(tx, "system", target.Invite{Environment: "dev", Scope: "none", Server: true, For: 10 * time.Minute})
 		return []ledger.Entry{entry}, err
 	})
 	if err != nil {

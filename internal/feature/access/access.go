@@ -319,7 +319,7 @@ func (x *Access) again(ctx context.Context, by identity.Principal, ask Ask) (Ask
 		hosts[i] = target.Host{ID: t.ID}
 	}
 	_, err = x.d.Door.Do(ctx, doorway.Act{
-		Action: "grants.request", By: by, Hosts: hosts,
+		Action: "grants.request", By: by, Hosts: hosts, Context: policy.Context{Sudo: asked.Grant.Sudo, Root: asked.Grant.Root},
 		Open: func(tx *store.Tx, _ policy.Decision) (entries []ledger.Entry, err error) {
 			asked.Approval, entries, err = x.d.Approvals.SignTx(tx, by, asked.Approval.ID, ask.Signature)
 			return entries, err

@@ -106,7 +106,7 @@ func build(t *testing.T, replace ...string) *house {
 		_, e, err := h.policy.ApplyTx(tx, "system", set, 0)
 		return []ledger.Entry{e}, err
 	})
-	for _, host := range []target.Host{{Name: "web-1", Environment: "production"}, {Name: "web-2", Environment: "staging"}, {Name: "pay-1", Environment: "production", Scope: "pci"}} {
+	for _, host := range []target.Host{{Name: "gate-1", Environment: "dev", Server: true}, {Name: "web-1", Environment: "production"}, {Name: "web-2", Environment: "staging"}, {Name: "pay-1", Environment: "production", Scope: "pci"}} {
 		h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 			e, err := h.hosts.AddTx(tx, host)
 			return []ledger.Entry{e}, err
@@ -285,6 +285,60 @@ func (h *house) folds() {
 		if !reflect.DeepEqual(g, folded[g.ID]) {
 			h.t.Errorf("the ledger folds to\n%+v, the table has\n%+v", folded[g.ID], g)
 		}
+	}
+}
+
+// Root on the server's own host reads the root key: it is no grant on a host.
+func TestRootOnTheServersOwnHostIsRefusedByDefault(t *testing.T) {
+	h := build(t)
+	ada, bob := h.person("ada", "developer"), h.person("bob", "operator")
+	// An ordinary grant that is in force there must not hide what is asked for.
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"gate-1"}, Reason: "restart it"})
+	fatal(t, err)
+	_, err = h.approve(bob, asked.Approval)
+	fatal(t, err)
+	for name, ask := range map[string]func() error{
+		"root": func() error {
+			_, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"gate-1"}, Reason: "x", Root: true})
+			return err
+		},
+		"sudo": func() error {
+			_, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"gate-1"}, Reason: "x", Sudo: true})
+			return err
+		},
+		"among many": func() error {
+			_, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1", "gate-1"}, Reason: "x", Root: true})
+			return err
+		},
+		"break-glass": func() error {
+			_, err := h.access.BreakGlass(ada, access.Ask{Hosts: []string{"gate-1"}, Reason: "x", Root: true})
+			return err
+		},
+	} {
+		f := fault.From(ask())
+		if f == nil || f.Kind != fault.Denied || f.Rule != "root-owns-the-server" || !strings.Contains(f.Text, "whole installation") {
+			t.Errorf("%s: %v", name, f)
+		}
+	}
+	if _, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "x", Root: true}); err != nil {
+		t.Errorf("root elsewhere: %v", err)
+	}
+}
+
+func TestWhereRootOnTheServersHostIsAllowedTheApproverReadsWhatItMeans(t *testing.T) {
+	h := build(t, "when { resource.server &&", "when { false && resource.server &&")
+	ada := h.person("ada", "developer")
+	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1", "gate-1"}, Reason: "x", Root: true})
+	fatal(t, err)
+	shown, err := h.access.Show(h.person("bob", "operator"), asked.Approval.ID)
+	fatal(t, err)
+	if d := shown.Description; !strings.Contains(d.Grants[0], "THE WHOLE INSTALLATION") || !strings.Contains(d.Grants[0], "gate-1") || !strings.HasPrefix(d.CannotContain[0], "EVERYTHING") {
+		t.Errorf("the approver is not told: %+v", d)
+	}
+	asked, err = h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "x", Root: true})
+	fatal(t, err)
+	if text := fmt.Sprint(asked.Grant.CannotContain()); strings.Contains(text, "EVERYTHING") {
+		t.Errorf("another host is said to be the server's: %s", text)
 	}
 }
 

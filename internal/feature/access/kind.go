@@ -72,7 +72,7 @@ func (r request) describe() approval.Description {
 	length := time.Duration(r.ForMS) * time.Millisecond
 	d := approval.Description{
 		Subject: r.Grant,
-		Summary: fmt.Sprintf("%s asks to write on %s for %s", r.PersonName, count(r.Targets), short(length)),
+		Summary: fmt.Sprintf("%s asks to %s %s for %s", r.PersonName, r.verb(), count(r.Targets), short(length)),
 		Details: []approval.Detail{{Name: "who", Value: r.PersonName}, {Name: "why", Value: r.Reason}},
 	}
 	if r.Ticket != "" {
@@ -83,6 +83,9 @@ func (r request) describe() approval.Description {
 		value := t.Name + " (" + t.Environment
 		if t.Scope != "none" {
 			value += ", " + t.Scope
+		}
+		if t.Server {
+			value += ", the server runs there"
 		}
 		d.Details = append(d.Details, approval.Detail{Name: "host", Value: value + ")"})
 	}
@@ -95,6 +98,17 @@ func (r request) describe() approval.Description {
 	return d
 }
 
+// verb is what the person wants to do on the hosts.
+func (r request) verb() string {
+	switch {
+	case r.Root:
+		return "be root on"
+	case r.Sudo:
+		return "write with sudo on"
+	}
+	return "write on"
+}
+
 func (r request) grants() []string {
 	what := "write sessions on " + count(r.Targets) + ", each recorded, ended when the time is up"
 	switch {
@@ -104,18 +118,35 @@ func (r request) grants() []string {
 		what += "; sudo works in them"
 	}
 	list := []string{what}
+	if owned := r.owned(); owned != "" {
+		list = []string{"THE WHOLE INSTALLATION: the server runs on " + owned + ", and root there reads the keys that sign the ledger and command every host", what}
+	}
 	if r.BuddyRequired {
 		list = append(list, "only while somebody watches: the session pauses when they leave")
 	}
 	return list
 }
 
+// owned is the server's own host when root there is asked for, else "".
+func (r request) owned() string {
+	for _, t := range r.Targets {
+		if t.Server && (r.Root || r.Sudo) {
+			return t.Name
+		}
+	}
+	return ""
+}
+
 // cannotContain is what an approver must know: where the promise ends.
 func (r request) cannotContain() []string {
-	list := []string{
+	var list []string
+	if owned := r.owned(); owned != "" {
+		list = append(list, "EVERYTHING: whoever is root on "+owned+" can forge orders to every host and rewrite the ledger that would show it; afterwards only a copy of the ledger elsewhere is proof, and all keys must be made anew")
+	}
+	list = append(list,
 		"what is written stays written: the session is recorded, not undone",
 		"what is shown is recorded, not masked: it can hold secrets that the account can read",
-	}
+	)
 	if r.Root || r.Sudo {
 		list = append(list,
 			"root: what leaves through another daemon (at, cron, systemd-run, docker) is detected and recorded, not prevented",
@@ -154,7 +185,7 @@ func short(d time.Duration) string {
 
 // CannotContain is what an approver of this grant is told about its limits.
 func (g Grant) CannotContain() []string {
-	return request{Sudo: g.Sudo, Root: g.Root}.cannotContain()
+	return request{Targets: g.Targets, Sudo: g.Sudo, Root: g.Root}.cannotContain()
 }
 
 // grantKind is the request for a grant.

@@ -57,12 +57,13 @@ type Target struct {
 	Name        string `json:"name"`
 	Environment string `json:"environment"`
 	Scope       string `json:"scope"`
+	Server      bool   `json:"server,omitempty"` // the server runs there: root is the whole installation
 }
 
 func targetsOf(hosts []target.Host) []Target {
 	list := make([]Target, len(hosts))
 	for i, h := range hosts {
-		list[i] = Target{ID: h.ID, Name: h.Name, Environment: h.Environment, Scope: h.Scope}
+		list[i] = Target{ID: h.ID, Name: h.Name, Environment: h.Environment, Scope: h.Scope, Server: h.Server}
 	}
 	return list
 }

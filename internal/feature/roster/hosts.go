@@ -55,7 +55,7 @@ func (r *Roster) Join(ctx context.Context, secret, hostname string, csr []byte, 
 	_, err := r.Store.Record(ctx, newID(), func(tx *store.Tx) ([]ledger.Entry, error) {
 		var entry ledger.Entry
 		var err error
-		if host, entry, err = r.Hosts.RedeemInviteTx(tx, secret, hostname); err != nil {
+		if host, entry, err = r.Hosts.RedeemInviteTx(tx, secret, hostname, r.Here != nil && r.Here(source)); err != nil {
 			return nil, err
 		}
 		if der, err = r.Ring.IssueNode(csr, host.ID); err != nil {

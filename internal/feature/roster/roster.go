@@ -52,6 +52,9 @@ type Deps struct {
 	// EndGrants ends the person's grants in the transaction of the lock and says
 	// how many. nil: whoever owns grants follows the ledger.
 	EndGrants func(tx *store.Tx, person, reason string) (int, []ledger.Entry, error)
+	// Here says whether a host that joins from that address is the machine that
+	// the server runs on, where root is never granted by default. nil: none is.
+	Here func(source string) bool
 }
 
 // Roster does it.

@@ -305,6 +305,20 @@ func TestAnInvitedHostJoinsOnceAndABadRequestDoesNotUseTheInvitationUp(t *testin
 	want(t, err, fault.Unauthenticated, "wrong, used, or expired")
 }
 
+func TestAHostThatJoinsFromTheServersOwnMachineIsKnownAsIt(t *testing.T) {
+	h := build(t)
+	ada := h.first()
+	h.roster.Here = func(source string) bool { return source == "192.0.2.7" }
+	for name, from := range map[string]string{"web-1": "192.0.2.1", "gate-1": "192.0.2.7"} {
+		invited, err := h.roster.Invite(t.Context(), ada.Principal, target.Invite{Name: name})
+		must(t, err)
+		host, _, err := h.roster.Join(t.Context(), invited.Secret, name, nodeRequest(t), from)
+		if must(t, err); host.Server != (name == "gate-1") {
+			t.Errorf("%+v", host)
+		}
+	}
+}
+
 func TestAfterBootstrapHostsAndRulesChangeByTwo(t *testing.T) {
 	h, ada, bob := moved(t)
 	spec := target.Invite{Name: "db-1", Environment: "production", Scope: "pci"}

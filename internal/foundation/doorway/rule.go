@@ -115,8 +115,9 @@ func (d *Door) hosts(q store.Queryer, act *Act) ([]*target.Host, error) {
 }
 
 // grant completes the query with the grant in force. What the caller said of a
-// grant does not count. What it asks for (sudo, root) stays where no grant is in
-// force.
+// grant does not count. To open a session is to use the grant, so its sudo and
+// root count; whoever asks for another one is judged by what they ask for, not
+// by what they have.
 func (d *Door) grant(q store.Queryer, r *ruling, host *target.Host, now time.Time) error {
 	c := &r.query.Context
 	c.GrantActive, c.GrantKind = false, ""
@@ -128,7 +129,10 @@ func (d *Door) grant(q store.Queryer, r *ruling, host *target.Host, now time.Tim
 		return err
 	}
 	if ok {
-		c.GrantActive, c.GrantKind, c.Sudo, c.Root = true, g.Kind, g.Sudo, g.Root
+		c.GrantActive, c.GrantKind = true, g.Kind
+		if r.act.Action == "sessions.open" {
+			c.Sudo, c.Root = g.Sudo, g.Root
+		}
 		r.grants[host.ID] = g
 	}
 	return nil

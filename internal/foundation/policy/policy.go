@@ -219,7 +219,7 @@ func (c *cache) resource(h *target.Host) cedar.Entity {
 
 func sameHost(a, b target.Host) bool {
 	return a.ID == b.ID && a.Name == b.Name && a.Environment == b.Environment && a.Scope == b.Scope &&
-		a.Mode == b.Mode && a.Trial == b.Trial && slices.Equal(a.Services, b.Services) && slices.Equal(a.Labels, b.Labels)
+		a.Mode == b.Mode && a.Trial == b.Trial && a.Server == b.Server && slices.Equal(a.Services, b.Services) && slices.Equal(a.Labels, b.Labels)
 }
 
 func hostEntity(h target.Host) cedar.Entity {
@@ -228,7 +228,7 @@ func hostEntity(h target.Host) cedar.Entity {
 		Attributes: cedar.NewRecord(cedar.RecordMap{
 			"name": cedar.String(h.Name), "environment": cedar.String(h.Environment), "scope": cedar.String(h.Scope),
 			"services": stringSet(h.Services), "labels": stringSet(h.Labels),
-			"mode": cedar.String(h.Mode), "trial": cedar.Boolean(h.Trial),
+			"mode": cedar.String(h.Mode), "trial": cedar.Boolean(h.Trial), "server": cedar.Boolean(h.Server),
 		}),
 	}
 }

@@ -441,6 +441,30 @@ func TestACachedEntityIsNotUsedForSomebodyWhoChanged(t *testing.T) {
 	}
 }
 
+func TestAnOldGrantOfRootOpensNothingWhereTheServerRuns(t *testing.T) {
+	e, problems := Parse(Default())
+	if e == nil {
+		t.Fatal(problems)
+	}
+	gate := &target.Host{ID: "h-00000009", Name: "gate-1", Environment: "dev", Scope: "none", Server: true}
+	for _, c := range []struct {
+		at      *target.Host
+		context Context
+		allowed bool
+	}{
+		{gate, Context{Level: "write", GrantActive: true, Root: true, FloorOK: true}, false},
+		{gate, Context{Level: "write", GrantActive: true, Sudo: true, FloorOK: true}, false},
+		{gate, Context{Level: "write", GrantActive: true, FloorOK: true}, true},
+		{gate, Context{Level: "read", GrantActive: true, Root: true, FloorOK: true}, true},
+		{web, Context{Level: "write", GrantActive: true, Root: true, FloorOK: true}, true},
+	} {
+		d := e.Decide(Query{Principal: person("developer"), Action: "sessions.open", Host: c.at, Context: c.context})
+		if d.Allowed != c.allowed || !c.allowed && d.Rules[0] != "root-owns-the-server" {
+			t.Errorf("%s %+v: %+v", c.at.Name, c.context, d)
+		}
+	}
+}
+
 // hundred is the default set and 100 more rules, a quarter of them about the
 // action that is measured.
 func hundred(b *testing.B) *Engine {

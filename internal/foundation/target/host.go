@@ -62,7 +62,8 @@ func (w *Words) Scan(from any) error {
 
 // Host is one host, as its row. Environment, scope, services and labels are set
 // by people; mode and trial are what its node said when it joined, and can only
-// take away (a trial host is never production).
+// take away (a trial host is never production). Server is seen when it joins and
+// stays: nobody sets it, so nobody can forget what root means there.
 type Host struct {
 	ID          string `db:"id" json:"id"` // h-…
 	Name        string `db:"name" json:"name"`
@@ -72,8 +73,9 @@ type Host struct {
 	Labels      Words  `db:"labels" json:"labels,omitempty"`
 	Mode        string `db:"mode" json:"mode,omitempty"` // root, user-namespace, no-shells; "" is not known yet
 	Trial       bool   `db:"trial" json:"trial,omitempty"`
-	Created     int64  `db:"created" json:"created"` // µs
-	Version     int64  `db:"version" json:"version"` // of the row, for compare-and-set
+	Server      bool   `db:"server" json:"server,omitempty"` // the machine that the server runs on: root there reads its keys
+	Created     int64  `db:"created" json:"created"`         // µs
+	Version     int64  `db:"version" json:"version"`         // of the row, for compare-and-set
 }
 
 // Path is the host as a typed target.
@@ -123,6 +125,8 @@ func Schema() []store.Migration {
 	used BIGINT NOT NULL,
 	host TEXT NOT NULL
 )`},
+		{Name: "target-3-hosts-server", SQL: `ALTER TABLE hosts ADD COLUMN server BOOLEAN NOT NULL DEFAULT FALSE`},
+		{Name: "target-4-invites-server", SQL: `ALTER TABLE host_invites ADD COLUMN server BOOLEAN NOT NULL DEFAULT FALSE`},
 	}
 }
 
@@ -134,7 +138,7 @@ type hostPayload struct {
 	By     string `json:"by,omitempty"`
 }
 
-const selectHost = `SELECT id, name, environment, scope, services, labels, mode, trial, created, version FROM hosts `
+const selectHost = `SELECT id, name, environment, scope, services, labels, mode, trial, server, created, version FROM hosts `
 
 // GetTx returns the host with exactly that id.
 func (h *Hosts) GetTx(q store.Queryer, id string) (Host, error) {
@@ -266,9 +270,9 @@ func (h *Hosts) addTx(tx *store.Tx, host Host, by string) (ledger.Entry, Host, e
 		return ledger.Entry{}, Host{}, fault.New(fault.Conflict, "cannot add host %q: there is one of that name, %s", host.Name, same[0].ID).
 			WithHint("handrail host invite --name OTHER")
 	}
-	_, err = tx.Exec(`INSERT INTO hosts (id, name, environment, scope, services, labels, mode, trial, created, version)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)`,
-		host.ID, host.Name, host.Environment, host.Scope, host.Services.Text(), host.Labels.Text(), host.Mode, host.Trial, host.Created, host.Version)
+	_, err = tx.Exec(`INSERT INTO hosts (id, name, environment, scope, services, labels, mode, trial, server, created, version)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
+		host.ID, host.Name, host.Environment, host.Scope, host.Services.Text(), host.Labels.Text(), host.Mode, host.Trial, host.Server, host.Created, host.Version)
 	if err != nil {
 		return ledger.Entry{}, Host{}, err
 	}
@@ -288,7 +292,7 @@ func (h *Hosts) SetByTx(tx *store.Tx, by string, host Host) (ledger.Entry, error
 		return ledger.Entry{}, err
 	}
 	host = host.normal()
-	host.Created = before.Created
+	host.Created, host.Server = before.Created, before.Server
 	if err := host.Validate(); err != nil {
 		return ledger.Entry{}, err
 	}

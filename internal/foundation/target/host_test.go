@@ -57,6 +57,37 @@ func record(t *testing.T, s *store.Store, fn func(tx *store.Tx) (ledger.Entry, e
 	return err
 }
 
+func TestTheServersOwnHostIsKnownAndStaysIt(t *testing.T) {
+	for name, how := range map[string]struct{ invited, here, server bool }{
+		"another machine":                  {},
+		"this machine, by its supervisor":  {invited: true, server: true},
+		"this machine, by its own address": {here: true, server: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, hosts := open(t)
+			var host target.Host
+			if err := record(t, s, func(tx *store.Tx) (ledger.Entry, error) {
+				secret, _, err := hosts.InviteTx(tx, "system", target.Invite{Server: how.invited})
+				if err != nil {
+					return ledger.Entry{}, err
+				}
+				joined, e, err := hosts.RedeemInviteTx(tx, secret, "web-1", how.here)
+				host = joined
+				return e, err
+			}); err != nil || host.Server != how.server {
+				t.Fatalf("%+v %v", host, err)
+			}
+			host.Server = !host.Server
+			if err := record(t, s, func(tx *store.Tx) (ledger.Entry, error) { return hosts.SetTx(tx, host) }); err != nil {
+				t.Fatal(err)
+			}
+			if after, err := hosts.Get(t.Context(), "web-1"); err != nil || after.Server != how.server {
+				t.Errorf("somebody set it: %+v %v", after, err)
+			}
+		})
+	}
+}
+
 func TestAnInviteIsRedeemedOnce(t *testing.T) {
 	s, hosts := open(t)
 	secret := ""
@@ -70,7 +101,7 @@ func TestAnInviteIsRedeemedOnce(t *testing.T) {
 	var host target.Host
 	redeem := func(secret, name string) error {
 		return record(t, s, func(tx *store.Tx) (ledger.Entry, error) {
-			joined, e, err := hosts.RedeemInviteTx(tx, secret, name)
+			joined, e, err := hosts.RedeemInviteTx(tx, secret, name, false)
 			if err == nil {
 				host = joined
 			}
@@ -163,7 +194,7 @@ func TestAnInviteExpires(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = record(t, s, func(tx *store.Tx) (e ledger.Entry, err error) {
-		_, e, err = hosts.RedeemInviteTx(tx, secret, "web-1")
+		_, e, err = hosts.RedeemInviteTx(tx, secret, "web-1", false)
 		return e, err
 	})
 	if fault.KindOf(err) != fault.Unauthenticated {

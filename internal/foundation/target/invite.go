@@ -19,6 +19,7 @@ type Invite struct {
 	Scope       string
 	Services    []string
 	Labels      []string
+	Server      bool          // it is the machine that the server runs on
 	For         time.Duration // how long it can be redeemed; 0: an hour, at most 24 h
 }
 
@@ -39,6 +40,7 @@ type inviteRow struct {
 	Expires     int64  `db:"expires"`
 	Used        int64  `db:"used"`
 	Host        string `db:"host"`
+	Server      bool   `db:"server"`
 }
 
 // invitePayload is the ledger's form of an invitation; never the secret.
@@ -51,6 +53,7 @@ type invitePayload struct {
 	Labels      Words  `json:"labels,omitempty"`
 	Hash        string `json:"hash"`
 	Expires     int64  `json:"expires"`
+	Server      bool   `json:"server,omitempty"`
 }
 
 // hashSecret is what is kept of a secret. The secret is 192 random bits, so a
@@ -87,28 +90,29 @@ func (h *Hosts) InviteTx(tx *store.Tx, by string, spec Invite) (string, ledger.E
 	secret := base64.RawURLEncoding.EncodeToString(tx.Random(24))
 	now := tx.Now()
 	row := inviteRow{Hash: hashSecret(secret), Expires: micros(now.Add(spec.For))}
-	_, err := tx.Exec(`INSERT INTO host_invites (hash, name, environment, scope, services, labels, invited_by, created, expires, used, host)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '')`,
-		row.Hash, shape.Name, shape.Environment, shape.Scope, shape.Services.Text(), shape.Labels.Text(), by, micros(now), row.Expires)
+	_, err := tx.Exec(`INSERT INTO host_invites (hash, name, environment, scope, services, labels, invited_by, created, expires, used, host, server)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', $10)`,
+		row.Hash, shape.Name, shape.Environment, shape.Scope, shape.Services.Text(), shape.Labels.Text(), by, micros(now), row.Expires, spec.Server)
 	if err != nil {
 		return "", ledger.Entry{}, err
 	}
 	return secret, ledger.Entry{
 		Action: HostInvited, Subjects: []string{by},
 		Payload: invitePayload{V: 1, Name: shape.Name, Environment: shape.Environment, Scope: shape.Scope,
-			Services: shape.Services, Labels: shape.Labels, Hash: row.Hash, Expires: row.Expires},
+			Services: shape.Services, Labels: shape.Labels, Hash: row.Hash, Expires: row.Expires, Server: spec.Server},
 	}, nil
 }
 
 // RedeemInviteTx adds the host that knows the secret. A wrong, used or expired
-// secret gives one and the same refusal, so that guessing learns nothing.
-func (h *Hosts) RedeemInviteTx(tx *store.Tx, secret, hostname string) (Host, ledger.Entry, error) {
+// secret gives one and the same refusal, so that guessing learns nothing. here
+// says that it came from the machine that the server runs on.
+func (h *Hosts) RedeemInviteTx(tx *store.Tx, secret, hostname string, here bool) (Host, ledger.Entry, error) {
 	refused := fault.New(fault.Unauthenticated, "cannot join: the token is wrong, used, or expired").
 		WithHint("ask for a new one: handrail host invite")
 	if len(secret) > 256 {
 		return Host{}, ledger.Entry{}, refused
 	}
-	row, err := store.One[inviteRow](tx, `SELECT hash, name, environment, scope, services, labels, invited_by, created, expires, used, host
+	row, err := store.One[inviteRow](tx, `SELECT hash, name, environment, scope, services, labels, invited_by, created, expires, used, host, server
 FROM host_invites WHERE hash = $1`, hashSecret(secret))
 	switch {
 	case err != nil && fault.KindOf(err) == fault.NotFound:
@@ -123,7 +127,7 @@ FROM host_invites WHERE hash = $1`, hashSecret(secret))
 		name = hostname
 	}
 	entry, host, err := h.addTx(tx, Host{Name: name, Environment: row.Environment, Scope: row.Scope,
-		Services: row.Services, Labels: row.Labels}, row.InvitedBy)
+		Services: row.Services, Labels: row.Labels, Server: row.Server || here}, row.InvitedBy)
 	if err != nil {
 		return Host{}, ledger.Entry{}, err
 	}
