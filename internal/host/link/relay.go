@@ -110,32 +110,37 @@ func (l *link) prove(ctx context.Context, raw []byte, e wire.Envelope, b *bus) (
 }
 
 // relay copies both ways. Either side's end is the session's end: what is only
-// an end of input travels as a frame.
-func relay(s *yamux.Stream, conn net.Conn) {
+// an end of input travels as a frame. A keeper that takes nothing more has
+// ended, and its last words, the exit, may still wait to be read: only the
+// gateway's end cuts it off.
+func relay(gateway, keeper io.ReadWriteCloser) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		pour(conn, s)
-		conn.Close() // the gateway is gone
+		if pour(keeper, gateway) {
+			keeper.Close()
+		}
 	}()
-	pour(s, conn)
-	s.Close() // sends what is queued, then the end
+	pour(gateway, keeper)
+	keeper.Close()
+	gateway.Close() // sends what is queued, then the end
 	<-done
 }
 
-// pour copies with a buffer that starts small, since most sessions idle, and
-// grows while reads fill it.
-func pour(to io.Writer, from io.Reader) {
+// pour copies until there is nothing more to read, which it reports, or the
+// writer takes nothing more. Its buffer starts small, since most sessions
+// idle, and grows while reads fill it.
+func pour(to io.Writer, from io.Reader) (ended bool) {
 	buf := make([]byte, 4<<10)
 	for {
 		n, err := from.Read(buf)
 		if n > 0 {
 			if _, werr := to.Write(buf[:n]); werr != nil {
-				return
+				return false
 			}
 		}
 		if err != nil {
-			return
+			return true
 		}
 		if n == len(buf) && n < 256<<10 {
 			buf = make([]byte, 4*n)
