@@ -9,6 +9,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/when"
@@ -101,7 +102,7 @@ func parseSettings(f File) (Settings, []Problem) {
 	for _, key := range unknown[:min(len(unknown), maxUnknown)] { // the rest is told when these are gone
 		last := key[len(key)-1]
 		p := Problem{File: f.Name, Line: lineOf(f.Text, last), Text: fmt.Sprintf("there is no key %s", key)}
-		if near := nearest(last, knownKeys); near != "" {
+		if near := fault.Nearest(last, knownKeys); near != "" {
 			p.Text += ": did you mean " + near + "?"
 		}
 		problems = append(problems, p)
@@ -200,42 +201,6 @@ func lineOf(text, key string) int {
 		}
 	}
 	return 0
-}
-
-// nearest is the known word that a misspelt one most likely means.
-func nearest(word string, known []string) string {
-	best, least := "", 3 // more than two letters off is no misspelling
-	for _, k := range known {
-		if d := distance(word, k); d < least {
-			best, least = k, d
-		}
-	}
-	return best
-}
-
-// distance counts the letters to insert, delete or replace. Words are short:
-// longer ones than 40 letters are never near.
-func distance(a, b string) int {
-	if len(a) > 40 || len(b) > 40 {
-		return 40
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := diagonal
-			if a[i-1] != b[j-1] {
-				cost++
-			}
-			diagonal = row[j]
-			row[j] = min(cost, row[j]+1, row[j-1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // Settings is all of them.

@@ -161,40 +161,13 @@ func unknownCommand(cmd *cobra.Command, args []string) error {
 
 // nearest is the subcommand that a misspelt word was likely meant to be.
 func nearest(cmd *cobra.Command, word string) string {
-	best, distance := "", 3
+	var names []string
 	for _, c := range cmd.Commands() {
-		if !c.IsAvailableCommand() {
-			continue
-		}
-		d := edits(strings.ToLower(word), c.Name())
-		if len(word) > 1 && strings.HasPrefix(c.Name(), strings.ToLower(word)) {
-			d = min(d, 2)
-		}
-		if d < distance {
-			best, distance = c.Name(), d
+		if c.IsAvailableCommand() {
+			names = append(names, c.Name())
 		}
 	}
-	return best
-}
-
-// edits counts the letters to insert, drop or replace between two words.
-func edits(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		corner := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := corner
-			if a[i-1] != b[j-1] {
-				cost = 1 + min(corner, row[j-1], row[j])
-			}
-			corner, row[j] = row[j], cost
-		}
-	}
-	return row[len(b)]
+	return fault.Nearest(word, names)
 }
 
 // exactly asks for the arguments that are named.
