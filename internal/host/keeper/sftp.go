@@ -22,8 +22,8 @@ func serveSFTP() int {
 	if len(os.Args) > 1 && os.Args[1] == "read" {
 		opts = append(opts, sftp.ReadOnly())
 	}
-	if home := os.Getenv("HOME"); home != "" {
-		opts = append(opts, sftp.WithServerWorkingDirectory(home))
+	if dir, err := os.Getwd(); err == nil {
+		opts = append(opts, sftp.WithServerWorkingDirectory(dir))
 	}
 	s, err := sftp.NewServer(stdio{os.Stdin, os.Stdout}, opts...)
 	if err != nil {

@@ -29,6 +29,12 @@ func (s *stage) environment() {
 	if spec.Level == Read {
 		s.readEnvironment(env)
 	}
+	if v.ownHome {
+		// What listens on a socket should do so where only this session can look.
+		for _, name := range [...]string{"XDG_RUNTIME_DIR", "TMUX_TMPDIR", "SCREENDIR"} {
+			env.set(name, runDir(v.home()))
+		}
+	}
 	for _, kv := range spec.Env {
 		if k, val, ok := strings.Cut(kv, "="); ok && !loaderVariable(k) {
 			env.set(k, val)

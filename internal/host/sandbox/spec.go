@@ -72,6 +72,11 @@ type Spec struct {
 	Sudo bool `json:"sudo,omitempty"` // write: setuid programs work
 	Root bool `json:"root,omitempty"` // write: uid 0
 
+	// Alone says that the account is kept for sessions like this one and runs
+	// nothing else: its signals end at the session's border, and the home is
+	// the session's own and ends with it.
+	Alone bool `json:"alone,omitempty"`
+
 	Command []string `json:"command,omitempty"` // argv; empty: an interactive shell
 	Self    bool     `json:"self,omitempty"`    // run this executable with argv Command (sftp server, readers), even if its file is not in the view
 	Env     []string `json:"env,omitempty"`     // added to, and winning over, the defaults

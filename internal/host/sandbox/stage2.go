@@ -58,6 +58,7 @@ type stage struct {
 	pty      int // master, -1 = none
 	listener int
 	abi      int
+	parted   bool // a write session: no other one of its account can reach it
 
 	// What becomes the session, set by environment.
 	path      string
@@ -259,13 +260,20 @@ func (s *stage) confineWrite() error {
 			return fmt.Errorf("cannot set no_new_privs: %w", err)
 		}
 		v.stands("no_new_privs", "")
+		if err := s.part(); err != nil {
+			return err
+		}
 	}
 	s.environment()
 	return prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL))
 }
 
-// floor says how much of a read sandbox stands.
+// floor says how much of the sandbox stands. A write session has all of its own
+// where others of an account kept for it cannot reach it.
 func (s *stage) floor() Floor {
+	if s.Spec.Level == Write && s.Spec.Alone && !s.parted && !s.view.trial {
+		return Reduced
+	}
 	if s.Spec.Level == Read && (s.abi == 0 || !s.view.newAPI || s.view.trial || len(s.Omit) > 0) {
 		return Reduced
 	}

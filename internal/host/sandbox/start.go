@@ -61,10 +61,10 @@ func Start(ctx context.Context, spec Spec, o Options) (*Child, error) {
 	return start(ctx, order{Spec: spec}, o)
 }
 
-// StartWithout is Start with layers left out ("landlock", "mounts", "seccomp",
-// "mount_setattr" for the older calls in its place), so that the attack suite
-// can show what each one stops. Its floor is never
-// Full, and nothing but the suite calls it.
+// StartWithout is Start with layers left out ("landlock", "mounts", "seccomp";
+// "mount_setattr" and "landlock scopes" for what older kernels have in their
+// place), so that the attack suite can show what each one stops. The floor of a
+// read session is then never Full, and nothing but the suite calls it.
 func StartWithout(ctx context.Context, spec Spec, o Options, layers ...string) (*Child, error) {
 	omit := map[string]bool{}
 	for _, l := range layers {

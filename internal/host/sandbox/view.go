@@ -18,6 +18,7 @@ type view struct {
 	trial   bool // user namespace: the caller's uid, no device nodes of our own
 	omit    map[string]bool
 	newAPI  bool // mount_setattr and open_tree (Linux 5.12)
+	ownHome bool // of a write session: made for it alone
 	missing []string
 	layers  []Layer
 }
@@ -220,7 +221,16 @@ func (v *view) buildDev(devices []int) error {
 	if err := unix.Chmod(blankDir, 0); err != nil {
 		return err
 	}
-	// Terminals are one budget for the host, so a session's are counted.
+	if err := v.ownTerminals(); err != nil {
+		return err
+	}
+	v.stands("devices", "six nodes and its own terminals")
+	return nil
+}
+
+// ownTerminals covers the host's pseudo terminals by the session's own, which
+// nobody else can open. They are one budget for the host, so they are counted.
+func (v *view) ownTerminals() error {
 	options := "newinstance,ptmxmode=0666,mode=0620,max=64"
 	if !v.trial {
 		options += ",gid=5"
@@ -228,7 +238,6 @@ func (v *view) buildDev(devices []int) error {
 	if err := unix.Mount("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("/dev/pts: %w", err)
 	}
-	v.stands("devices", "six nodes and its own terminals")
 	return nil
 }
 
@@ -339,46 +348,5 @@ func (v *view) buildProc() error {
 		return fmt.Errorf("a fresh /proc is refused here (a container masks the old one?): %w", err)
 	}
 	v.stands("own process list", "pid namespace and /proc of its own")
-	return nil
-}
-
-// buildWrite makes the little that a write session's view differs: the cgroup
-// tree cannot be changed in it, and handrail's folders are empty.
-func (v *view) buildWrite() error {
-	powerful := v.spec.Sudo || v.spec.Root
-	if !powerful {
-		// Mounts of the host still arrive; the session's stay inside.
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-			return fmt.Errorf("cannot cut mount propagation: %w", err)
-		}
-		for _, dir := range v.spec.Hide {
-			if !isRealDir(dir) {
-				continue
-			}
-			if err := tmpfs(dir, "mode=000,size=4k,nr_inodes=2", unix.MS_RDONLY|unix.MS_NODEV); err != nil {
-				return fmt.Errorf("cannot hide handrail's folder: %w", err)
-			}
-		}
-	}
-	// With sudo or root this only guards against accidents, and mounts made by
-	// the person take effect on the host where the host shares them.
-	if v.trial {
-		if err := v.buildProc(); err != nil {
-			return fmt.Errorf("cannot mount /proc: %w", err)
-		}
-		return nil
-	}
-	if !isRealDir("/sys/fs/cgroup") {
-		return nil
-	}
-	err := unix.MountSetattr(unix.AT_FDCWD, "/sys/fs/cgroup", unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
-	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) { // old kernel, or not a mount here
-		v.lack("The cgroup tree is writable in this session's view: root could move out of its cgroup.")
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("cannot make the cgroup tree read-only: %w", err)
-	}
-	v.stands("read-only cgroup tree", "")
 	return nil
 }

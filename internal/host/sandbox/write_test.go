@@ -1,8 +1,14 @@
 package sandbox
 
 import (
+	"errors"
+	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -110,5 +116,104 @@ func TestASecretIsMaskedUnderEveryNameThatWasFound(t *testing.T) {
 	out, _ := output(t, spec, Options{})
 	if strings.Contains(out, "the-secret") || !strings.Contains(out, "open") {
 		t.Errorf("%s", out)
+	}
+}
+
+// outside starts a process of an account on the host, as a service would be.
+func outside(t *testing.T, spec Spec) int {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: spec.UID, Gid: spec.GID}}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd.Process.Pid
+}
+
+func TestAnAccountWithServicesMaySignalThemAndNothingMore(t *testing.T) {
+	needRoot(t)
+	if landlockABI() < abiPart {
+		t.Skip("this kernel cannot part sessions")
+	}
+	spec := writeSpec(t)
+	pid := strconv.Itoa(outside(t, spec))
+	spec.Command = []string{"sh", "-c", "kill -CONT " + pid + " && echo signalled; cat /proc/" + pid + "/environ && echo looked; readlink /proc/" + pid + "/fd/0 && echo listed"}
+	out, _ := output(t, spec, Options{})
+	if !strings.Contains(out, "signalled\n") || strings.Contains(out, "looked\n") || strings.Contains(out, "listed\n") {
+		t.Errorf("%s", out)
+	}
+	spec.Alone = true
+	if out, _ := output(t, spec, Options{}); strings.Contains(out, "signalled\n") && landlockABI() >= abiScope {
+		t.Errorf("an account that is kept for sessions: %s", out)
+	}
+}
+
+func TestWhatDoesNotKeepWriteSessionsApartIsNamed(t *testing.T) {
+	needRoot(t)
+	home := t.TempDir()
+	spec := writeSpec(t, "true")
+	spec.Alone, spec.Home = true, home
+	ready := func(without ...string) Ready {
+		c, err := StartWithout(t.Context(), spec, Options{}, without...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		return c.Ready
+	}
+	if r := ready(); landlockABI() >= abiScope && (r.Floor != Full || len(r.Missing) > 0) {
+		t.Errorf("%+v", r)
+	}
+	if r := ready("landlock"); r.Floor != Reduced || len(r.Missing) != 1 || !strings.Contains(r.Missing[0], "keep write sessions apart") {
+		t.Errorf("without Landlock: %+v", r)
+	}
+	spec.Home = "/no/such/home"
+	if r := ready(); len(r.Missing) == 0 {
+		t.Errorf("without a home: %+v", r)
+	}
+	spec.Alone = false
+	if r := ready(); len(r.Missing) != 2 {
+		t.Errorf("an account with services: %+v", r)
+	}
+}
+
+// The older kernels' way must hold as far as it goes.
+func TestADomainWithoutScopesStopsTracingAndLetsFilesBe(t *testing.T) {
+	needRoot(t)
+	if landlockABI() < abiPart {
+		t.Skip("this kernel cannot part sessions")
+	}
+	dir := t.TempDir()
+	spec := writeSpec(t)
+	if err := errors.Join(os.Mkdir(dir+"/a", 0o777), os.Mkdir(dir+"/b", 0o777), os.Chmod(dir+"/a", 0o777), os.Chmod(dir+"/b", 0o777),
+		os.Chmod(dir, 0o755), os.Chmod(filepath.Dir(dir), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	pid := strconv.Itoa(outside(t, spec))
+	spec.Command = []string{"sh", "-c", "echo x > " + dir + "/a/f && ln " + dir + "/a/f " + dir + "/b/g && mv " + dir + "/a/f " + dir + "/b/f && cat " + dir + "/b/f; cat /proc/" + pid + "/environ && echo looked"}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := StartWithout(t.Context(), spec, Options{Stdout: w, Stderr: w}, "landlock scopes")
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(r)
+	if _, werr := c.Wait(); err != nil || werr != nil {
+		t.Fatal(err, werr)
+	}
+	if !strings.HasPrefix(string(b), "x\n") || strings.Contains(string(b), "looked") {
+		t.Errorf("%s", b)
+	}
+	if c.Ready.Landlock != abiPart || !strings.Contains(strings.Join(c.Ready.Missing, " "), "scope signals") {
+		t.Errorf("%+v", c.Ready)
 	}
 }

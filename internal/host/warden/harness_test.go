@@ -312,6 +312,13 @@ func (s *stream) sees(text string) {
 	s.until("it says "+strconv.Quote(text), func() bool { return strings.Contains(s.out.String()+s.err.String(), text) })
 }
 
+// said is all that has arrived so far.
+func (s *stream) said() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.out.String() + s.err.String()
+}
+
 func (s *stream) has(ft wire.FrameType) bool {
 	for _, t := range s.types {
 		if t == ft {

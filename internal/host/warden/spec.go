@@ -65,6 +65,11 @@ func (s *sessions) specOf(a accepted, l *live) (keeper.Spec, error) {
 		}
 		b.User, b.UID, b.GID, b.Home, b.Shell = acct.name, acct.uid, acct.gid, acct.home, acct.shell
 		b.Groups, b.Sudo, b.Root = groupsOf(acct.name, acct.gid), o.Sudo, o.Root
+		if b.Alone = acct.name == WriteAccount && !o.Sudo && !o.Root; b.Alone && !o.PTY {
+			// The home ends with the session: a copy that names no folder must
+			// fail, not vanish.
+			b.Dir = "/"
+		}
 		k.Session.Account = acct.name // what the banner says
 		setDefaults(&k.Session.Limits, writePIDs, writeMemory, writeCPU)
 	}

@@ -1,9 +1,10 @@
-// Package attack tries to break out of a read session. It sets up real victims
-// on the host (a process, sockets, pipes, shared memory, world-writable files,
-// secrets under several names), runs every probe inside a sandbox against them
-// and says which were blocked. The same probes run once as a plain unprivileged
-// account without a sandbox: a probe that does not succeed there either proves
-// nothing, and the result says so.
+// Package attack tries to break out of a read session, and from one write
+// session into another of the same account. It sets up real victims on the host
+// (a process, sockets, pipes, shared memory, world-writable files, secrets under
+// several names, somebody's write session), runs every probe inside a sandbox
+// against them and says which were blocked. The same probes run once as a plain
+// unprivileged account without a sandbox: a probe that does not succeed there
+// either proves nothing, and the result says so.
 //
 // A probe is one small function in a process of its own. It returns nil when
 // it did harm, and the error when it could not.
@@ -104,8 +105,16 @@ func RunWithout(ctx context.Context, mode sandbox.Mode, layers ...string) (Resul
 		return Result{}, err
 	}
 	after := set.snapshot()
+	if mode == sandbox.RootMode { // else a write session has a process list of its own, and the account to itself
+		if err := set.betweenSessions(ctx, plain, inside, layers); err != nil {
+			return Result{}, err
+		}
+	}
 	result := Result{Mode: mode, Ready: ready}
 	for _, p := range probes() {
+		if p.group == sessionGroup && mode != sandbox.RootMode {
+			continue
+		}
 		was, is := plain[p.name], inside[p.name]
 		row := Row{Group: p.group, Name: p.name, What: p.what, Plain: was.Outcome, PlainWhy: was.Detail, Sandbox: is.Outcome, Detail: is.Detail}
 		if row.Sandbox == "" {
@@ -150,9 +159,13 @@ func Main() {
 	}
 	switch {
 	case len(os.Args) == 1:
-		runAll()
+		runAll(func(p probe) bool { return p.group != sessionGroup })
+	case os.Args[1] == "session":
+		runAll(func(p probe) bool { return p.group == sessionGroup })
 	case os.Args[1] == "victim":
-		beVictim()
+		beVictim(s)
+	case os.Args[1] == "peer":
+		bePeer(s)
 	default:
 		runOne(&s, os.Args[1])
 	}
@@ -162,10 +175,14 @@ func Main() {
 // probeBound ends a probe that hangs, for instance in a connect nobody answers.
 const probeBound = 5 * time.Second
 
-// runAll runs every probe in a process of its own and prints an answer each.
-func runAll() {
+// runAll runs every wanted probe in a process of its own and prints an answer
+// each.
+func runAll(wanted func(probe) bool) {
 	enc := json.NewEncoder(os.Stdout)
 	for _, p := range probes() {
+		if !wanted(p) {
+			continue
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), probeBound)
 		cmd := exec.CommandContext(ctx, "/proc/self/exe", p.name)
 		cmd.Args[0] = Arg0

@@ -7,11 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// probe is one attack.
+// probe is one attack. Those of group sessionGroup run in a write session, all
+// others in a read session.
 type probe struct {
 	group, name, what string
 	run               func(*scene) error
 }
+
+const sessionGroup = "another's write session"
 
 // probes lists all attacks in the order in which they run.
 func probes() []probe {
@@ -22,7 +25,7 @@ func probes() []probe {
 	}{
 		{"files", fileProbes()}, {"secrets", secretProbes()}, {"devices", deviceProbes()}, {"mounts", mountProbes()},
 		{"processes", processProbes()}, {"sockets", socketProbes()}, {"ipc", ipcProbes()}, {"locks", lockProbes()},
-		{"kernel", kernelProbes()}, {"share", shareProbes()},
+		{"kernel", kernelProbes()}, {"share", shareProbes()}, {sessionGroup, sessionProbes()},
 	} {
 		for _, p := range g.list {
 			p.group = g.name

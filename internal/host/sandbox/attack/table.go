@@ -22,7 +22,7 @@ func (r Result) Write(w io.Writer) {
 		fmt.Fprintf(w, "%s%-22s %-10s  without: %-10s  %s\n", mark, row.Name, row.Sandbox, row.Plain, row.What)
 	}
 	plain, unintended := r.Count()
-	fmt.Fprintf(w, "\n%d probes in a read session (%s, floor %s): %d got through. Without a sandbox %d get through.\n",
+	fmt.Fprintf(w, "\n%d probes (%s, floor %s): %d got through. Without a sandbox %d get through.\n",
 		len(r.Rows), modeText(r.Mode), r.Ready.Floor, len(unintended), plain)
 	for _, m := range r.Ready.Missing {
 		fmt.Fprintf(w, "Missing: %s\n", m)

@@ -50,6 +50,7 @@ type scene struct {
 	Setuid  string // a setuid root copy of this program, root only
 	Handle  []byte // the secret's file handle
 	Kind    int32
+	Peer    peer
 }
 
 // secretText is what no probe may read.
@@ -350,19 +351,23 @@ func (s *setting) makeVictim(ctx context.Context) error {
 // victimMemory is what a probe tries to read and to change.
 var victimMemory = []byte(secretText)
 
-func beVictim() {
-	var s scene
-	_ = json.Unmarshal([]byte(os.Getenv(sceneVariable)), &s)
+func beVictim(s scene) {
+	w, err := unix.Open(s.Dir+"/held", unix.O_RDWR, 0)
+	if err != nil {
+		os.Exit(2)
+	}
+	holdSecret(w)
+}
+
+// holdSecret keeps the secret in memory and in a file without a name, says
+// where, and stays until its input ends.
+func holdSecret(more any) {
 	fd, err := unix.MemfdCreate("victim", 0)
 	if err != nil {
 		os.Exit(2)
 	}
 	_, _ = unix.Write(fd, victimMemory)
-	w, err := unix.Open(s.Dir+"/held", unix.O_RDWR, 0)
-	if err != nil {
-		os.Exit(2)
-	}
-	fmt.Println(uintptr(unsafe.Pointer(&victimMemory[0])), fd, w)
+	fmt.Println(uintptr(unsafe.Pointer(&victimMemory[0])), fd, more)
 	_, _ = io.Copy(io.Discard, os.Stdin)
 	runtime.KeepAlive(victimMemory)
 }
@@ -389,8 +394,8 @@ func (s *setting) json() string {
 }
 
 // plain runs the probes without a sandbox.
-func (s *setting) plain(ctx context.Context) (map[string]answer, error) {
-	out, err := s.command(ctx).Output()
+func (s *setting) plain(ctx context.Context, args ...string) (map[string]answer, error) {
+	out, err := s.command(ctx, args...).Output()
 	answers, bad := collect(string(out))
 	if bad != nil {
 		return nil, errors.Join(bad, err)
@@ -403,11 +408,15 @@ const attackPids = 200
 
 // sandboxed runs the probes in a read session.
 func (s *setting) sandboxed(ctx context.Context, without []string) (map[string]answer, sandbox.Ready, error) {
-	spec := sandbox.Spec{
+	return s.inside(ctx, sandbox.Spec{
 		Level: sandbox.Read, Mode: s.mode, UID: attackerUID, GID: attackerUID, User: "attacker",
 		Self: true, Command: []string{Arg0}, Env: []string{sceneVariable + "=" + s.json()},
 		Secrets: []string{s.Dir + "/secret"}, Hide: []string{s.Dir + "/hidden"}, Hints: true, LeastFloor: sandbox.Reduced,
-	}
+	}, without)
+}
+
+// inside runs the probes of a spec's command and returns their answers.
+func (s *setting) inside(ctx context.Context, spec sandbox.Spec, without []string) (map[string]answer, sandbox.Ready, error) {
 	o := sandbox.Options{}
 	cg, err := sandbox.NewCgroup(fmt.Sprintf("attack-%d", os.Getpid()), sandbox.Limits{Pids: attackPids, MemoryBytes: 1 << 30})
 	if err == nil {
