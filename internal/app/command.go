@@ -20,7 +20,7 @@ import (
 // Commands are the commands that run a role on this machine.
 func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{
-		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), doctorCommand(),
+		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), doctorCommand(), configCommand(),
 		serverCommand(version), enterCommand(), serverRoleCommand(version), wardenCommand(version), linkCommand(version),
 	}
 }
@@ -37,7 +37,7 @@ func upCommand(version string) *cobra.Command {
 		Long:  "Starts server, warden and link of this machine and watches them. Ctrl-C stops all of it.",
 		Example: `  handrail up                                          # everything on this machine
   handrail up --data ./data --listen 127.0.0.1:8080    # data and page where you say`,
-		Args: cobra.NoArgs,
+		Args: cobra.NoArgs, PreRunE: configure,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Out = cmd.OutOrStdout()
 			return Up(cmd.Context(), c)
@@ -102,7 +102,7 @@ func serverCommand(version string) *cobra.Command {
 		Long:  "Starts the server without a node on this machine. Hosts come by `handrail host invite`.",
 		Example: `  handrail server --listen 0.0.0.0:7080 --ssh-listen 0.0.0.0:7022 --url https://handrail.example.org:7080
   handrail server --database postgres://handrail@db/handrail   # PostgreSQL instead of SQLite`,
-		Args: cobra.NoArgs,
+		Args: cobra.NoArgs, PreRunE: configure,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Out = cmd.OutOrStdout()
 			return Up(cmd.Context(), c)
@@ -240,7 +240,7 @@ func joinCommand() *cobra.Command {
 		Long:  "Takes the token of `handrail host invite` by prompt, stdin or file, never as an argument.\nThe key is made here. Then run `handrail node`.",
 		Example: `  handrail join                       # paste the token
   handrail join --token-file invite   # read it from a file`,
-		Args: cobra.NoArgs,
+		Args: cobra.NoArgs, PreRunE: configure,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			token, err := readToken(cmd, file)
 			if err != nil {
@@ -308,7 +308,7 @@ func nodeCommand(version string) *cobra.Command {
 		Short: "Run this machine's node, after join",
 		Example: `  handrail node                              # after join
   handrail node --data /var/lib/handrail     # from another folder`,
-		Args: cobra.NoArgs,
+		Args: cobra.NoArgs, PreRunE: configure,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Out = cmd.ErrOrStderr()
 			return Node(cmd.Context(), c)

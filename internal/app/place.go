@@ -60,7 +60,11 @@ func parentOf(dir string) string { return filepath.Dir(dir) }
 // defaultPlace is where data lies when nobody says otherwise: /var/lib for
 // root, XDG's data home for everybody else.
 func defaultPlace() (string, error) {
-	if dir := os.Getenv("HANDRAIL_DATA"); dir != "" {
+	given, err := settings()
+	if err != nil {
+		return "", err
+	}
+	if dir := given["data"].Value; dir != "" {
 		return filepath.Abs(dir)
 	}
 	if os.Geteuid() == 0 {
