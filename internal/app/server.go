@@ -255,12 +255,7 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 	s.access.UseSessions(ends{s.sessions})
 	s.roster = roster.New(roster.Deps{
 		Store: s.store, Ring: s.ring, Door: s.door, People: s.people, Hosts: s.hosts, Policy: s.force, Approvals: s.approvals,
-		Brake: s.brakePerson,
-		EndGrants: func(tx *store.Tx, person, _ string) (int, []ledger.Entry, error) {
-			entries, err := s.access.LockedTx(tx, person, "system")
-			return len(entries), entries, err
-		},
-		Here: s.here,
+		Brake: s.brakePerson, EndGrants: s.access.LockedTx, Here: s.here,
 	})
 	s.locks.Store(s.roster)
 	return s.sessions.Start(ctx)

@@ -28,7 +28,7 @@ type Approval struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`       // a-…
 	Kind            string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`   // grant, person.add, credential.reset, policy.apply, host.set, …
-	State           string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // requested, approved, denied, lapsed
+	State           string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"` // requested, approved, denied, lapsed, withdrawn
 	Requester       string                 `protobuf:"bytes,4,opt,name=requester,proto3" json:"requester,omitempty"`
 	RequesterName   string                 `protobuf:"bytes,5,opt,name=requester_name,json=requesterName,proto3" json:"requester_name,omitempty"`
 	Requested       *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=requested,proto3" json:"requested,omitempty"`
@@ -45,6 +45,11 @@ type Approval struct {
 	MayNotWhy       string                 `protobuf:"bytes,17,opt,name=may_not_why,json=mayNotWhy,proto3" json:"may_not_why,omitempty"` // why not, with the rule
 	Subject         string                 `protobuf:"bytes,18,opt,name=subject,proto3" json:"subject,omitempty"`                        // g-…, p-…
 	PasskeyRequired bool                   `protobuf:"varint,19,opt,name=passkey_required,json=passkeyRequired,proto3" json:"passkey_required,omitempty"`
+	Request         []byte                 `protobuf:"bytes,20,opt,name=request,proto3" json:"request,omitempty"` // the exact bytes: subject_hash = SHA-256("handrail-approval-v1\n" + kind + "\n" + request)
+	RequesterSigned bool                   `protobuf:"varint,21,opt,name=requester_signed,json=requesterSigned,proto3" json:"requester_signed,omitempty"`
+	Ended           *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=ended,proto3" json:"ended,omitempty"`                                  // when it was decided, lapsed or withdrawn
+	EndedByName     string                 `protobuf:"bytes,23,opt,name=ended_by_name,json=endedByName,proto3" json:"ended_by_name,omitempty"` // who withdrew it; decisions say who decided
+	EndedWhy        string                 `protobuf:"bytes,24,opt,name=ended_why,json=endedWhy,proto3" json:"ended_why,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -212,6 +217,41 @@ func (x *Approval) GetPasskeyRequired() bool {
 	return false
 }
 
+func (x *Approval) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *Approval) GetRequesterSigned() bool {
+	if x != nil {
+		return x.RequesterSigned
+	}
+	return false
+}
+
+func (x *Approval) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Approval) GetEndedByName() string {
+	if x != nil {
+		return x.EndedByName
+	}
+	return ""
+}
+
+func (x *Approval) GetEndedWhy() string {
+	if x != nil {
+		return x.EndedWhy
+	}
+	return ""
+}
+
 type Detail struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -271,7 +311,7 @@ type Decision struct {
 	Verdict       string                 `protobuf:"bytes,3,opt,name=verdict,proto3" json:"verdict,omitempty"` // approved, denied
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
-	SignedBy      string                 `protobuf:"bytes,6,opt,name=signed_by,json=signedBy,proto3" json:"signed_by,omitempty"` // passkey, device
+	SignedBy      string                 `protobuf:"bytes,6,opt,name=signed_by,json=signedBy,proto3" json:"signed_by,omitempty"` // passkey, device, login (bootstrap only)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -920,7 +960,7 @@ var File_handrail_v1_approvals_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_approvals_proto_rawDesc = "" +
 	"\n" +
-	"\x1bhandrail/v1/approvals.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xa7\x05\n" +
+	"\x1bhandrail/v1/approvals.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xdf\x06\n" +
 	"\bApproval\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -943,7 +983,12 @@ const file_handrail_v1_approvals_proto_rawDesc = "" +
 	"may_decide\x18\x10 \x01(\bR\tmayDecide\x12\x1e\n" +
 	"\vmay_not_why\x18\x11 \x01(\tR\tmayNotWhy\x12\x18\n" +
 	"\asubject\x18\x12 \x01(\tR\asubject\x12)\n" +
-	"\x10passkey_required\x18\x13 \x01(\bR\x0fpasskeyRequired:\x04\xd8\xf3\x18\x02\"8\n" +
+	"\x10passkey_required\x18\x13 \x01(\bR\x0fpasskeyRequired\x12\x18\n" +
+	"\arequest\x18\x14 \x01(\fR\arequest\x12)\n" +
+	"\x10requester_signed\x18\x15 \x01(\bR\x0frequesterSigned\x120\n" +
+	"\x05ended\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\"\n" +
+	"\rended_by_name\x18\x17 \x01(\tR\vendedByName\x12\x1b\n" +
+	"\tended_why\x18\x18 \x01(\tR\bendedWhy:\x04\xd8\xf3\x18\x02\"8\n" +
 	"\x06Detail\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x04\xd8\xf3\x18\x02\"\xc4\x01\n" +
@@ -1028,29 +1073,30 @@ var file_handrail_v1_approvals_proto_depIdxs = []int32{
 	15, // 1: handrail.v1.Approval.lapses:type_name -> google.protobuf.Timestamp
 	1,  // 2: handrail.v1.Approval.details:type_name -> handrail.v1.Detail
 	2,  // 3: handrail.v1.Approval.decisions:type_name -> handrail.v1.Decision
-	15, // 4: handrail.v1.Decision.at:type_name -> google.protobuf.Timestamp
-	0,  // 5: handrail.v1.ListApprovalsResponse.approvals:type_name -> handrail.v1.Approval
-	0,  // 6: handrail.v1.GetApprovalResponse.approval:type_name -> handrail.v1.Approval
-	0,  // 7: handrail.v1.WatchApprovalsResponse.approval:type_name -> handrail.v1.Approval
-	0,  // 8: handrail.v1.ApproveResponse.approval:type_name -> handrail.v1.Approval
-	0,  // 9: handrail.v1.DenyResponse.approval:type_name -> handrail.v1.Approval
-	3,  // 10: handrail.v1.Approvals.List:input_type -> handrail.v1.ListApprovalsRequest
-	5,  // 11: handrail.v1.Approvals.Get:input_type -> handrail.v1.GetApprovalRequest
-	7,  // 12: handrail.v1.Approvals.Watch:input_type -> handrail.v1.WatchApprovalsRequest
-	9,  // 13: handrail.v1.Approvals.SignBegin:input_type -> handrail.v1.SignBeginRequest
-	11, // 14: handrail.v1.Approvals.Approve:input_type -> handrail.v1.ApproveRequest
-	13, // 15: handrail.v1.Approvals.Deny:input_type -> handrail.v1.DenyRequest
-	4,  // 16: handrail.v1.Approvals.List:output_type -> handrail.v1.ListApprovalsResponse
-	6,  // 17: handrail.v1.Approvals.Get:output_type -> handrail.v1.GetApprovalResponse
-	8,  // 18: handrail.v1.Approvals.Watch:output_type -> handrail.v1.WatchApprovalsResponse
-	10, // 19: handrail.v1.Approvals.SignBegin:output_type -> handrail.v1.SignBeginResponse
-	12, // 20: handrail.v1.Approvals.Approve:output_type -> handrail.v1.ApproveResponse
-	14, // 21: handrail.v1.Approvals.Deny:output_type -> handrail.v1.DenyResponse
-	16, // [16:22] is the sub-list for method output_type
-	10, // [10:16] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	15, // 4: handrail.v1.Approval.ended:type_name -> google.protobuf.Timestamp
+	15, // 5: handrail.v1.Decision.at:type_name -> google.protobuf.Timestamp
+	0,  // 6: handrail.v1.ListApprovalsResponse.approvals:type_name -> handrail.v1.Approval
+	0,  // 7: handrail.v1.GetApprovalResponse.approval:type_name -> handrail.v1.Approval
+	0,  // 8: handrail.v1.WatchApprovalsResponse.approval:type_name -> handrail.v1.Approval
+	0,  // 9: handrail.v1.ApproveResponse.approval:type_name -> handrail.v1.Approval
+	0,  // 10: handrail.v1.DenyResponse.approval:type_name -> handrail.v1.Approval
+	3,  // 11: handrail.v1.Approvals.List:input_type -> handrail.v1.ListApprovalsRequest
+	5,  // 12: handrail.v1.Approvals.Get:input_type -> handrail.v1.GetApprovalRequest
+	7,  // 13: handrail.v1.Approvals.Watch:input_type -> handrail.v1.WatchApprovalsRequest
+	9,  // 14: handrail.v1.Approvals.SignBegin:input_type -> handrail.v1.SignBeginRequest
+	11, // 15: handrail.v1.Approvals.Approve:input_type -> handrail.v1.ApproveRequest
+	13, // 16: handrail.v1.Approvals.Deny:input_type -> handrail.v1.DenyRequest
+	4,  // 17: handrail.v1.Approvals.List:output_type -> handrail.v1.ListApprovalsResponse
+	6,  // 18: handrail.v1.Approvals.Get:output_type -> handrail.v1.GetApprovalResponse
+	8,  // 19: handrail.v1.Approvals.Watch:output_type -> handrail.v1.WatchApprovalsResponse
+	10, // 20: handrail.v1.Approvals.SignBegin:output_type -> handrail.v1.SignBeginResponse
+	12, // 21: handrail.v1.Approvals.Approve:output_type -> handrail.v1.ApproveResponse
+	14, // 22: handrail.v1.Approvals.Deny:output_type -> handrail.v1.DenyResponse
+	17, // [17:23] is the sub-list for method output_type
+	11, // [11:17] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_handrail_v1_approvals_proto_init() }

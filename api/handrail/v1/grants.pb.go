@@ -27,30 +27,43 @@ const (
 )
 
 type Grant struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`         // g-…
-	Person        string                 `protobuf:"bytes,2,opt,name=person,proto3" json:"person,omitempty"` // p-…
-	PersonName    string                 `protobuf:"bytes,3,opt,name=person_name,json=personName,proto3" json:"person_name,omitempty"`
-	Kind          string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`                         // routine, elevated, break-glass
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`                       // requested, approved, denied, lapsed, active, paused, ended, in-review, closed
-	EndedWhy      string                 `protobuf:"bytes,6,opt,name=ended_why,json=endedWhy,proto3" json:"ended_why,omitempty"` // expired, done, revoked, locked, unratified
-	Targets       []*GrantTarget         `protobuf:"bytes,7,rep,name=targets,proto3" json:"targets,omitempty"`
-	Account       string                 `protobuf:"bytes,8,opt,name=account,proto3" json:"account,omitempty"` // the account that policy names
-	Sudo          bool                   `protobuf:"varint,9,opt,name=sudo,proto3" json:"sudo,omitempty"`
-	Root          bool                   `protobuf:"varint,10,opt,name=root,proto3" json:"root,omitempty"`
-	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
-	Ticket        string                 `protobuf:"bytes,12,opt,name=ticket,proto3" json:"ticket,omitempty"`
-	AskedFor      *durationpb.Duration   `protobuf:"bytes,13,opt,name=asked_for,json=askedFor,proto3" json:"asked_for,omitempty"`
-	Requested     *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=requested,proto3" json:"requested,omitempty"`
-	Starts        *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=starts,proto3" json:"starts,omitempty"`
-	Expires       *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expires,proto3" json:"expires,omitempty"`
-	Approval      string                 `protobuf:"bytes,17,opt,name=approval,proto3" json:"approval,omitempty"` // a-…
-	BuddyRequired bool                   `protobuf:"varint,18,opt,name=buddy_required,json=buddyRequired,proto3" json:"buddy_required,omitempty"`
-	RatifyBy      *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=ratify_by,json=ratifyBy,proto3" json:"ratify_by,omitempty"`
-	ReviewBy      *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=review_by,json=reviewBy,proto3" json:"review_by,omitempty"`
-	CannotContain []string               `protobuf:"bytes,21,rep,name=cannot_contain,json=cannotContain,proto3" json:"cannot_contain,omitempty"` // what the approver must know, one sentence each
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`         // g-…
+	Person         string                 `protobuf:"bytes,2,opt,name=person,proto3" json:"person,omitempty"` // p-…
+	PersonName     string                 `protobuf:"bytes,3,opt,name=person_name,json=personName,proto3" json:"person_name,omitempty"`
+	Kind           string                 `protobuf:"bytes,4,opt,name=kind,proto3" json:"kind,omitempty"`                         // routine, elevated, break-glass
+	State          string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`                       // requested, approved, denied, lapsed, active, paused, ended, in-review, closed
+	EndedWhy       string                 `protobuf:"bytes,6,opt,name=ended_why,json=endedWhy,proto3" json:"ended_why,omitempty"` // expired, done, revoked, locked, unratified; of a withdrawn request too
+	Targets        []*GrantTarget         `protobuf:"bytes,7,rep,name=targets,proto3" json:"targets,omitempty"`
+	Account        string                 `protobuf:"bytes,8,opt,name=account,proto3" json:"account,omitempty"` // the account that policy names
+	Sudo           bool                   `protobuf:"varint,9,opt,name=sudo,proto3" json:"sudo,omitempty"`
+	Root           bool                   `protobuf:"varint,10,opt,name=root,proto3" json:"root,omitempty"`
+	Reason         string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	Ticket         string                 `protobuf:"bytes,12,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	AskedFor       *durationpb.Duration   `protobuf:"bytes,13,opt,name=asked_for,json=askedFor,proto3" json:"asked_for,omitempty"`
+	Requested      *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=requested,proto3" json:"requested,omitempty"`
+	Starts         *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=starts,proto3" json:"starts,omitempty"`
+	Expires        *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=expires,proto3" json:"expires,omitempty"`
+	Approval       string                 `protobuf:"bytes,17,opt,name=approval,proto3" json:"approval,omitempty"` // a-…
+	BuddyRequired  bool                   `protobuf:"varint,18,opt,name=buddy_required,json=buddyRequired,proto3" json:"buddy_required,omitempty"`
+	RatifyBy       *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=ratify_by,json=ratifyBy,proto3" json:"ratify_by,omitempty"`
+	ReviewBy       *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=review_by,json=reviewBy,proto3" json:"review_by,omitempty"`
+	CannotContain  []string               `protobuf:"bytes,21,rep,name=cannot_contain,json=cannotContain,proto3" json:"cannot_contain,omitempty"` // what the approver must know, one sentence each
+	Decisions      []*Decision            `protobuf:"bytes,22,rep,name=decisions,proto3" json:"decisions,omitempty"`                              // who agreed or refused; of break-glass, to its ratification
+	Ended          *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=ended,proto3" json:"ended,omitempty"`                                      // when it ended, was denied, or lapsed
+	EndedBy        string                 `protobuf:"bytes,24,opt,name=ended_by,json=endedBy,proto3" json:"ended_by,omitempty"`                   // p-… or system
+	EndedByName    string                 `protobuf:"bytes,25,opt,name=ended_by_name,json=endedByName,proto3" json:"ended_by_name,omitempty"`
+	EndedNote      string                 `protobuf:"bytes,26,opt,name=ended_note,json=endedNote,proto3" json:"ended_note,omitempty"` // what they said
+	PausedWhy      string                 `protobuf:"bytes,27,opt,name=paused_why,json=pausedWhy,proto3" json:"paused_why,omitempty"`
+	Ratified       *timestamppb.Timestamp `protobuf:"bytes,28,opt,name=ratified,proto3" json:"ratified,omitempty"`
+	RatifiedByName string                 `protobuf:"bytes,29,opt,name=ratified_by_name,json=ratifiedByName,proto3" json:"ratified_by_name,omitempty"`
+	Reviewed       *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=reviewed,proto3" json:"reviewed,omitempty"`
+	ReviewedBy     string                 `protobuf:"bytes,31,opt,name=reviewed_by,json=reviewedBy,proto3" json:"reviewed_by,omitempty"`
+	ReviewedByName string                 `protobuf:"bytes,32,opt,name=reviewed_by_name,json=reviewedByName,proto3" json:"reviewed_by_name,omitempty"`
+	Verdict        string                 `protobuf:"bytes,33,opt,name=verdict,proto3" json:"verdict,omitempty"` // justified, not-justified
+	Notes          string                 `protobuf:"bytes,34,opt,name=notes,proto3" json:"notes,omitempty"`     // of the review
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
@@ -230,12 +243,104 @@ func (x *Grant) GetCannotContain() []string {
 	return nil
 }
 
+func (x *Grant) GetDecisions() []*Decision {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+func (x *Grant) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Grant) GetEndedBy() string {
+	if x != nil {
+		return x.EndedBy
+	}
+	return ""
+}
+
+func (x *Grant) GetEndedByName() string {
+	if x != nil {
+		return x.EndedByName
+	}
+	return ""
+}
+
+func (x *Grant) GetEndedNote() string {
+	if x != nil {
+		return x.EndedNote
+	}
+	return ""
+}
+
+func (x *Grant) GetPausedWhy() string {
+	if x != nil {
+		return x.PausedWhy
+	}
+	return ""
+}
+
+func (x *Grant) GetRatified() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ratified
+	}
+	return nil
+}
+
+func (x *Grant) GetRatifiedByName() string {
+	if x != nil {
+		return x.RatifiedByName
+	}
+	return ""
+}
+
+func (x *Grant) GetReviewed() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Reviewed
+	}
+	return nil
+}
+
+func (x *Grant) GetReviewedBy() string {
+	if x != nil {
+		return x.ReviewedBy
+	}
+	return ""
+}
+
+func (x *Grant) GetReviewedByName() string {
+	if x != nil {
+		return x.ReviewedByName
+	}
+	return ""
+}
+
+func (x *Grant) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *Grant) GetNotes() string {
+	if x != nil {
+		return x.Notes
+	}
+	return ""
+}
+
 type GrantTarget struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Environment   string                 `protobuf:"bytes,3,opt,name=environment,proto3" json:"environment,omitempty"`
 	Scope         string                 `protobuf:"bytes,4,opt,name=scope,proto3" json:"scope,omitempty"`
+	Server        bool                   `protobuf:"varint,5,opt,name=server,proto3" json:"server,omitempty"` // the server runs there: root is the whole installation
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -296,6 +401,13 @@ func (x *GrantTarget) GetScope() string {
 		return x.Scope
 	}
 	return ""
+}
+
+func (x *GrantTarget) GetServer() bool {
+	if x != nil {
+		return x.Server
+	}
+	return false
 }
 
 type ListGrantsRequest struct {
@@ -571,16 +683,18 @@ func (x *WatchGrantsResponse) GetGrant() *Grant {
 }
 
 type ElevateRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Hosts         []string               `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"` // names, ids or selectors; resolved and shown with their count
-	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
-	Ticket        string                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`
-	For           *durationpb.Duration   `protobuf:"bytes,4,opt,name=for,proto3" json:"for,omitempty"`
-	Sudo          bool                   `protobuf:"varint,5,opt,name=sudo,proto3" json:"sudo,omitempty"`
-	Root          bool                   `protobuf:"varint,6,opt,name=root,proto3" json:"root,omitempty"`
-	RequestId     string                 `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	Signature     []byte                 `protobuf:"bytes,8,opt,name=signature,proto3" json:"signature,omitempty"` // the device's signature over the request hash; may be empty
-	Account       string                 `protobuf:"bytes,9,opt,name=account,proto3" json:"account,omitempty"`     // empty: the one that policy names
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Hosts     []string               `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"` // names, ids or selectors; resolved and shown with their count
+	Reason    string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Ticket    string                 `protobuf:"bytes,3,opt,name=ticket,proto3" json:"ticket,omitempty"`
+	For       *durationpb.Duration   `protobuf:"bytes,4,opt,name=for,proto3" json:"for,omitempty"`
+	Sudo      bool                   `protobuf:"varint,5,opt,name=sudo,proto3" json:"sudo,omitempty"`
+	Root      bool                   `protobuf:"varint,6,opt,name=root,proto3" json:"root,omitempty"`
+	RequestId string                 `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The device's signature over "handrail-request-v1\n" + ElevateResponse.subject_hash:
+	// call once without it, and again with the same request_id and it.
+	Signature     []byte `protobuf:"bytes,8,opt,name=signature,proto3" json:"signature,omitempty"`
+	Account       string `protobuf:"bytes,9,opt,name=account,proto3" json:"account,omitempty"` // empty: the one that policy names
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -683,7 +797,8 @@ type ElevateResponse struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Grant         *Grant                 `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`
 	Approval      string                 `protobuf:"bytes,3,opt,name=approval,proto3" json:"approval,omitempty"`
-	Approvers     []string               `protobuf:"bytes,4,rep,name=approvers,proto3" json:"approvers,omitempty"` // who could approve
+	Approvers     []string               `protobuf:"bytes,4,rep,name=approvers,proto3" json:"approvers,omitempty"`                        // who could approve
+	SubjectHash   []byte                 `protobuf:"bytes,5,opt,name=subject_hash,json=subjectHash,proto3" json:"subject_hash,omitempty"` // what approvers sign, and the requester too
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -742,6 +857,13 @@ func (x *ElevateResponse) GetApproval() string {
 func (x *ElevateResponse) GetApprovers() []string {
 	if x != nil {
 		return x.Approvers
+	}
+	return nil
+}
+
+func (x *ElevateResponse) GetSubjectHash() []byte {
+	if x != nil {
+		return x.SubjectHash
 	}
 	return nil
 }
@@ -826,6 +948,8 @@ type BreakGlassResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Grant         *Grant                 `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`
+	Approval      string                 `protobuf:"bytes,3,opt,name=approval,proto3" json:"approval,omitempty"`   // of its ratification
+	Approvers     []string               `protobuf:"bytes,4,rep,name=approvers,proto3" json:"approvers,omitempty"` // who could ratify it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -870,6 +994,20 @@ func (x *BreakGlassResponse) GetId() string {
 func (x *BreakGlassResponse) GetGrant() *Grant {
 	if x != nil {
 		return x.Grant
+	}
+	return nil
+}
+
+func (x *BreakGlassResponse) GetApproval() string {
+	if x != nil {
+		return x.Approval
+	}
+	return ""
+}
+
+func (x *BreakGlassResponse) GetApprovers() []string {
+	if x != nil {
+		return x.Approvers
 	}
 	return nil
 }
@@ -1174,7 +1312,7 @@ var File_handrail_v1_grants_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_grants_proto_rawDesc = "" +
 	"\n" +
-	"\x18handrail/v1/grants.proto\x12\vhandrail.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xfb\x05\n" +
+	"\x18handrail/v1/grants.proto\x12\vhandrail.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bhandrail/v1/approvals.proto\x1a\x19handrail/v1/options.proto\"\xf4\t\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06person\x18\x02 \x01(\tR\x06person\x12\x1f\n" +
@@ -1198,12 +1336,29 @@ const file_handrail_v1_grants_proto_rawDesc = "" +
 	"\x0ebuddy_required\x18\x12 \x01(\bR\rbuddyRequired\x127\n" +
 	"\tratify_by\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bratifyBy\x127\n" +
 	"\treview_by\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\breviewBy\x12%\n" +
-	"\x0ecannot_contain\x18\x15 \x03(\tR\rcannotContain:\x04\xd8\xf3\x18\x02\"o\n" +
+	"\x0ecannot_contain\x18\x15 \x03(\tR\rcannotContain\x123\n" +
+	"\tdecisions\x18\x16 \x03(\v2\x15.handrail.v1.DecisionR\tdecisions\x120\n" +
+	"\x05ended\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x19\n" +
+	"\bended_by\x18\x18 \x01(\tR\aendedBy\x12\"\n" +
+	"\rended_by_name\x18\x19 \x01(\tR\vendedByName\x12\x1d\n" +
+	"\n" +
+	"ended_note\x18\x1a \x01(\tR\tendedNote\x12\x1d\n" +
+	"\n" +
+	"paused_why\x18\x1b \x01(\tR\tpausedWhy\x126\n" +
+	"\bratified\x18\x1c \x01(\v2\x1a.google.protobuf.TimestampR\bratified\x12(\n" +
+	"\x10ratified_by_name\x18\x1d \x01(\tR\x0eratifiedByName\x126\n" +
+	"\breviewed\x18\x1e \x01(\v2\x1a.google.protobuf.TimestampR\breviewed\x12\x1f\n" +
+	"\vreviewed_by\x18\x1f \x01(\tR\n" +
+	"reviewedBy\x12(\n" +
+	"\x10reviewed_by_name\x18  \x01(\tR\x0ereviewedByName\x12\x18\n" +
+	"\averdict\x18! \x01(\tR\averdict\x12\x14\n" +
+	"\x05notes\x18\" \x01(\tR\x05notes:\x04\xd8\xf3\x18\x02\"\x87\x01\n" +
 	"\vGrantTarget\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
 	"\venvironment\x18\x03 \x01(\tR\venvironment\x12\x14\n" +
-	"\x05scope\x18\x04 \x01(\tR\x05scope:\x04\xd8\xf3\x18\x02\"J\n" +
+	"\x05scope\x18\x04 \x01(\tR\x05scope\x12\x16\n" +
+	"\x06server\x18\x05 \x01(\bR\x06server:\x04\xd8\xf3\x18\x02\"J\n" +
 	"\x11ListGrantsRequest\x12\x1b\n" +
 	"\topen_only\x18\x01 \x01(\bR\bopenOnly\x12\x12\n" +
 	"\x04mine\x18\x02 \x01(\bR\x04mine:\x04\xd8\xf3\x18\x01\"F\n" +
@@ -1227,22 +1382,25 @@ const file_handrail_v1_grants_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\a \x01(\tR\trequestId\x12\x1c\n" +
 	"\tsignature\x18\b \x01(\fR\tsignature\x12\x18\n" +
-	"\aaccount\x18\t \x01(\tR\aaccount:\x04\xd8\xf3\x18\x02\"\x8b\x01\n" +
+	"\aaccount\x18\t \x01(\tR\aaccount:\x04\xd8\xf3\x18\x02\"\xae\x01\n" +
 	"\x0fElevateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12(\n" +
 	"\x05grant\x18\x02 \x01(\v2\x12.handrail.v1.GrantR\x05grant\x12\x1a\n" +
 	"\bapproval\x18\x03 \x01(\tR\bapproval\x12\x1c\n" +
-	"\tapprovers\x18\x04 \x03(\tR\tapprovers:\x04\xd8\xf3\x18\x02\"\x8e\x01\n" +
+	"\tapprovers\x18\x04 \x03(\tR\tapprovers\x12!\n" +
+	"\fsubject_hash\x18\x05 \x01(\fR\vsubjectHash:\x04\xd8\xf3\x18\x02\"\x8e\x01\n" +
 	"\x11BreakGlassRequest\x12\x14\n" +
 	"\x05hosts\x18\x01 \x03(\tR\x05hosts\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04sudo\x18\x04 \x01(\bR\x04sudo\x12\x12\n" +
-	"\x04root\x18\x05 \x01(\bR\x04root:\x04\xd8\xf3\x18\x02\"T\n" +
+	"\x04root\x18\x05 \x01(\bR\x04root:\x04\xd8\xf3\x18\x02\"\x8e\x01\n" +
 	"\x12BreakGlassResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12(\n" +
-	"\x05grant\x18\x02 \x01(\v2\x12.handrail.v1.GrantR\x05grant:\x04\xd8\xf3\x18\x02\"=\n" +
+	"\x05grant\x18\x02 \x01(\v2\x12.handrail.v1.GrantR\x05grant\x12\x1a\n" +
+	"\bapproval\x18\x03 \x01(\tR\bapproval\x12\x1c\n" +
+	"\tapprovers\x18\x04 \x03(\tR\tapprovers:\x04\xd8\xf3\x18\x02\"=\n" +
 	"\rRevokeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason:\x04\xd8\xf3\x18\x02\"i\n" +
@@ -1304,6 +1462,7 @@ var file_handrail_v1_grants_proto_goTypes = []any{
 	(*ReviewResponse)(nil),        // 17: handrail.v1.ReviewResponse
 	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
 	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(*Decision)(nil),              // 20: handrail.v1.Decision
 }
 var file_handrail_v1_grants_proto_depIdxs = []int32{
 	1,  // 0: handrail.v1.Grant.targets:type_name -> handrail.v1.GrantTarget
@@ -1313,36 +1472,40 @@ var file_handrail_v1_grants_proto_depIdxs = []int32{
 	19, // 4: handrail.v1.Grant.expires:type_name -> google.protobuf.Timestamp
 	19, // 5: handrail.v1.Grant.ratify_by:type_name -> google.protobuf.Timestamp
 	19, // 6: handrail.v1.Grant.review_by:type_name -> google.protobuf.Timestamp
-	0,  // 7: handrail.v1.ListGrantsResponse.grants:type_name -> handrail.v1.Grant
-	0,  // 8: handrail.v1.GetGrantResponse.grant:type_name -> handrail.v1.Grant
-	0,  // 9: handrail.v1.WatchGrantsResponse.grant:type_name -> handrail.v1.Grant
-	18, // 10: handrail.v1.ElevateRequest.for:type_name -> google.protobuf.Duration
-	0,  // 11: handrail.v1.ElevateResponse.grant:type_name -> handrail.v1.Grant
-	0,  // 12: handrail.v1.BreakGlassResponse.grant:type_name -> handrail.v1.Grant
-	0,  // 13: handrail.v1.RevokeResponse.grant:type_name -> handrail.v1.Grant
-	0,  // 14: handrail.v1.DoneResponse.grant:type_name -> handrail.v1.Grant
-	0,  // 15: handrail.v1.ReviewResponse.grant:type_name -> handrail.v1.Grant
-	2,  // 16: handrail.v1.Grants.List:input_type -> handrail.v1.ListGrantsRequest
-	4,  // 17: handrail.v1.Grants.Get:input_type -> handrail.v1.GetGrantRequest
-	6,  // 18: handrail.v1.Grants.Watch:input_type -> handrail.v1.WatchGrantsRequest
-	8,  // 19: handrail.v1.Grants.Elevate:input_type -> handrail.v1.ElevateRequest
-	10, // 20: handrail.v1.Grants.BreakGlass:input_type -> handrail.v1.BreakGlassRequest
-	12, // 21: handrail.v1.Grants.Revoke:input_type -> handrail.v1.RevokeRequest
-	14, // 22: handrail.v1.Grants.Done:input_type -> handrail.v1.DoneRequest
-	16, // 23: handrail.v1.Grants.Review:input_type -> handrail.v1.ReviewRequest
-	3,  // 24: handrail.v1.Grants.List:output_type -> handrail.v1.ListGrantsResponse
-	5,  // 25: handrail.v1.Grants.Get:output_type -> handrail.v1.GetGrantResponse
-	7,  // 26: handrail.v1.Grants.Watch:output_type -> handrail.v1.WatchGrantsResponse
-	9,  // 27: handrail.v1.Grants.Elevate:output_type -> handrail.v1.ElevateResponse
-	11, // 28: handrail.v1.Grants.BreakGlass:output_type -> handrail.v1.BreakGlassResponse
-	13, // 29: handrail.v1.Grants.Revoke:output_type -> handrail.v1.RevokeResponse
-	15, // 30: handrail.v1.Grants.Done:output_type -> handrail.v1.DoneResponse
-	17, // 31: handrail.v1.Grants.Review:output_type -> handrail.v1.ReviewResponse
-	24, // [24:32] is the sub-list for method output_type
-	16, // [16:24] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	20, // 7: handrail.v1.Grant.decisions:type_name -> handrail.v1.Decision
+	19, // 8: handrail.v1.Grant.ended:type_name -> google.protobuf.Timestamp
+	19, // 9: handrail.v1.Grant.ratified:type_name -> google.protobuf.Timestamp
+	19, // 10: handrail.v1.Grant.reviewed:type_name -> google.protobuf.Timestamp
+	0,  // 11: handrail.v1.ListGrantsResponse.grants:type_name -> handrail.v1.Grant
+	0,  // 12: handrail.v1.GetGrantResponse.grant:type_name -> handrail.v1.Grant
+	0,  // 13: handrail.v1.WatchGrantsResponse.grant:type_name -> handrail.v1.Grant
+	18, // 14: handrail.v1.ElevateRequest.for:type_name -> google.protobuf.Duration
+	0,  // 15: handrail.v1.ElevateResponse.grant:type_name -> handrail.v1.Grant
+	0,  // 16: handrail.v1.BreakGlassResponse.grant:type_name -> handrail.v1.Grant
+	0,  // 17: handrail.v1.RevokeResponse.grant:type_name -> handrail.v1.Grant
+	0,  // 18: handrail.v1.DoneResponse.grant:type_name -> handrail.v1.Grant
+	0,  // 19: handrail.v1.ReviewResponse.grant:type_name -> handrail.v1.Grant
+	2,  // 20: handrail.v1.Grants.List:input_type -> handrail.v1.ListGrantsRequest
+	4,  // 21: handrail.v1.Grants.Get:input_type -> handrail.v1.GetGrantRequest
+	6,  // 22: handrail.v1.Grants.Watch:input_type -> handrail.v1.WatchGrantsRequest
+	8,  // 23: handrail.v1.Grants.Elevate:input_type -> handrail.v1.ElevateRequest
+	10, // 24: handrail.v1.Grants.BreakGlass:input_type -> handrail.v1.BreakGlassRequest
+	12, // 25: handrail.v1.Grants.Revoke:input_type -> handrail.v1.RevokeRequest
+	14, // 26: handrail.v1.Grants.Done:input_type -> handrail.v1.DoneRequest
+	16, // 27: handrail.v1.Grants.Review:input_type -> handrail.v1.ReviewRequest
+	3,  // 28: handrail.v1.Grants.List:output_type -> handrail.v1.ListGrantsResponse
+	5,  // 29: handrail.v1.Grants.Get:output_type -> handrail.v1.GetGrantResponse
+	7,  // 30: handrail.v1.Grants.Watch:output_type -> handrail.v1.WatchGrantsResponse
+	9,  // 31: handrail.v1.Grants.Elevate:output_type -> handrail.v1.ElevateResponse
+	11, // 32: handrail.v1.Grants.BreakGlass:output_type -> handrail.v1.BreakGlassResponse
+	13, // 33: handrail.v1.Grants.Revoke:output_type -> handrail.v1.RevokeResponse
+	15, // 34: handrail.v1.Grants.Done:output_type -> handrail.v1.DoneResponse
+	17, // 35: handrail.v1.Grants.Review:output_type -> handrail.v1.ReviewResponse
+	28, // [28:36] is the sub-list for method output_type
+	20, // [20:28] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_handrail_v1_grants_proto_init() }
@@ -1350,6 +1513,7 @@ func file_handrail_v1_grants_proto_init() {
 	if File_handrail_v1_grants_proto != nil {
 		return
 	}
+	file_handrail_v1_approvals_proto_init()
 	file_handrail_v1_options_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

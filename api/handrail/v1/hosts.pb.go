@@ -42,6 +42,7 @@ type Host struct {
 	NodeVersion   string                 `protobuf:"bytes,14,opt,name=node_version,json=nodeVersion,proto3" json:"node_version,omitempty"`
 	Mode          string                 `protobuf:"bytes,15,opt,name=mode,proto3" json:"mode,omitempty"` // root, user-namespace, no-shells
 	Trial         bool                   `protobuf:"varint,16,opt,name=trial,proto3" json:"trial,omitempty"`
+	Server        bool                   `protobuf:"varint,17,opt,name=server,proto3" json:"server,omitempty"` // the server runs there: root is the whole installation
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -184,6 +185,13 @@ func (x *Host) GetMode() string {
 func (x *Host) GetTrial() bool {
 	if x != nil {
 		return x.Trial
+	}
+	return false
+}
+
+func (x *Host) GetServer() bool {
+	if x != nil {
+		return x.Server
 	}
 	return false
 }
@@ -974,7 +982,7 @@ var File_handrail_v1_hosts_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_hosts_proto_rawDesc = "" +
 	"\n" +
-	"\x17handrail/v1/hosts.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xe5\x03\n" +
+	"\x17handrail/v1/hosts.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xfd\x03\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -992,7 +1000,8 @@ const file_handrail_v1_hosts_proto_rawDesc = "" +
 	"\acreated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12!\n" +
 	"\fnode_version\x18\x0e \x01(\tR\vnodeVersion\x12\x12\n" +
 	"\x04mode\x18\x0f \x01(\tR\x04mode\x12\x14\n" +
-	"\x05trial\x18\x10 \x01(\bR\x05trial:\x04\xd8\xf3\x18\x02\"z\n" +
+	"\x05trial\x18\x10 \x01(\bR\x05trial\x12\x16\n" +
+	"\x06server\x18\x11 \x01(\bR\x06server:\x04\xd8\xf3\x18\x02\"z\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12*\n" +

@@ -42,6 +42,11 @@ type Entry struct {
 	Erased        bool                   `protobuf:"varint,14,opt,name=erased,proto3" json:"erased,omitempty"`
 	LeafJson      string                 `protobuf:"bytes,15,opt,name=leaf_json,json=leafJson,proto3" json:"leaf_json,omitempty"` // in Get only
 	Summary       string                 `protobuf:"bytes,16,opt,name=summary,proto3" json:"summary,omitempty"`                   // one line in words
+	// The outcome that was recorded when the act was over, where it has no closing
+	// entry but act.ended.
+	EndedNumber   uint64                 `protobuf:"varint,17,opt,name=ended_number,json=endedNumber,proto3" json:"ended_number,omitempty"`
+	EndedOutcome  string                 `protobuf:"bytes,18,opt,name=ended_outcome,json=endedOutcome,proto3" json:"ended_outcome,omitempty"`
+	EndedAt       *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=ended_at,json=endedAt,proto3" json:"ended_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -188,6 +193,27 @@ func (x *Entry) GetSummary() string {
 	return ""
 }
 
+func (x *Entry) GetEndedNumber() uint64 {
+	if x != nil {
+		return x.EndedNumber
+	}
+	return 0
+}
+
+func (x *Entry) GetEndedOutcome() string {
+	if x != nil {
+		return x.EndedOutcome
+	}
+	return ""
+}
+
+func (x *Entry) GetEndedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndedAt
+	}
+	return nil
+}
+
 type ListEntriesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Before        uint64                 `protobuf:"varint,1,opt,name=before,proto3" json:"before,omitempty"` // entries with a smaller number; 0: the newest
@@ -196,6 +222,7 @@ type ListEntriesRequest struct {
 	Person        string                 `protobuf:"bytes,4,opt,name=person,proto3" json:"person,omitempty"`
 	Target        string                 `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`
 	Session       string                 `protobuf:"bytes,6,opt,name=session,proto3" json:"session,omitempty"`
+	Unfolded      bool                   `protobuf:"varint,7,opt,name=unfolded,proto3" json:"unfolded,omitempty"` // act.ended as entries of their own, not as the outcome of their opening
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,6 +297,13 @@ func (x *ListEntriesRequest) GetSession() string {
 		return x.Session
 	}
 	return ""
+}
+
+func (x *ListEntriesRequest) GetUnfolded() bool {
+	if x != nil {
+		return x.Unfolded
+	}
+	return false
 }
 
 type ListEntriesResponse struct {
@@ -824,7 +858,7 @@ var File_handrail_v1_ledger_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_ledger_proto_rawDesc = "" +
 	"\n" +
-	"\x18handrail/v1/ledger.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xe0\x03\n" +
+	"\x18handrail/v1/ledger.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xdf\x04\n" +
 	"\x05Entry\x12\x16\n" +
 	"\x06number\x18\x01 \x01(\x04R\x06number\x12*\n" +
 	"\x02at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x16\n" +
@@ -844,14 +878,18 @@ const file_handrail_v1_ledger_proto_rawDesc = "" +
 	"\fpayload_json\x18\r \x01(\tR\vpayloadJson\x12\x16\n" +
 	"\x06erased\x18\x0e \x01(\bR\x06erased\x12\x1b\n" +
 	"\tleaf_json\x18\x0f \x01(\tR\bleafJson\x12\x18\n" +
-	"\asummary\x18\x10 \x01(\tR\asummary:\x04\xd8\xf3\x18\x02\"\xaa\x01\n" +
+	"\asummary\x18\x10 \x01(\tR\asummary\x12!\n" +
+	"\fended_number\x18\x11 \x01(\x04R\vendedNumber\x12#\n" +
+	"\rended_outcome\x18\x12 \x01(\tR\fendedOutcome\x125\n" +
+	"\bended_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\aendedAt:\x04\xd8\xf3\x18\x02\"\xc6\x01\n" +
 	"\x12ListEntriesRequest\x12\x16\n" +
 	"\x06before\x18\x01 \x01(\x04R\x06before\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x16\n" +
 	"\x06action\x18\x03 \x01(\tR\x06action\x12\x16\n" +
 	"\x06person\x18\x04 \x01(\tR\x06person\x12\x16\n" +
 	"\x06target\x18\x05 \x01(\tR\x06target\x12\x18\n" +
-	"\asession\x18\x06 \x01(\tR\asession:\x04\xd8\xf3\x18\x01\"]\n" +
+	"\asession\x18\x06 \x01(\tR\asession\x12\x1a\n" +
+	"\bunfolded\x18\a \x01(\bR\bunfolded:\x04\xd8\xf3\x18\x01\"]\n" +
 	"\x13ListEntriesResponse\x12,\n" +
 	"\aentries\x18\x01 \x03(\v2\x12.handrail.v1.EntryR\aentries\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x04R\x04size:\x04\xd8\xf3\x18\x02\"/\n" +
@@ -927,26 +965,27 @@ var file_handrail_v1_ledger_proto_goTypes = []any{
 }
 var file_handrail_v1_ledger_proto_depIdxs = []int32{
 	13, // 0: handrail.v1.Entry.at:type_name -> google.protobuf.Timestamp
-	0,  // 1: handrail.v1.ListEntriesResponse.entries:type_name -> handrail.v1.Entry
-	0,  // 2: handrail.v1.GetEntryResponse.entry:type_name -> handrail.v1.Entry
-	0,  // 3: handrail.v1.WatchEntriesResponse.entry:type_name -> handrail.v1.Entry
-	1,  // 4: handrail.v1.Ledger.List:input_type -> handrail.v1.ListEntriesRequest
-	3,  // 5: handrail.v1.Ledger.Get:input_type -> handrail.v1.GetEntryRequest
-	5,  // 6: handrail.v1.Ledger.Watch:input_type -> handrail.v1.WatchEntriesRequest
-	7,  // 7: handrail.v1.Ledger.Verify:input_type -> handrail.v1.VerifyRequest
-	9,  // 8: handrail.v1.Ledger.Proof:input_type -> handrail.v1.ProofRequest
-	11, // 9: handrail.v1.Ledger.Export:input_type -> handrail.v1.ExportRequest
-	2,  // 10: handrail.v1.Ledger.List:output_type -> handrail.v1.ListEntriesResponse
-	4,  // 11: handrail.v1.Ledger.Get:output_type -> handrail.v1.GetEntryResponse
-	6,  // 12: handrail.v1.Ledger.Watch:output_type -> handrail.v1.WatchEntriesResponse
-	8,  // 13: handrail.v1.Ledger.Verify:output_type -> handrail.v1.VerifyResponse
-	10, // 14: handrail.v1.Ledger.Proof:output_type -> handrail.v1.ProofResponse
-	12, // 15: handrail.v1.Ledger.Export:output_type -> handrail.v1.ExportResponse
-	10, // [10:16] is the sub-list for method output_type
-	4,  // [4:10] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	13, // 1: handrail.v1.Entry.ended_at:type_name -> google.protobuf.Timestamp
+	0,  // 2: handrail.v1.ListEntriesResponse.entries:type_name -> handrail.v1.Entry
+	0,  // 3: handrail.v1.GetEntryResponse.entry:type_name -> handrail.v1.Entry
+	0,  // 4: handrail.v1.WatchEntriesResponse.entry:type_name -> handrail.v1.Entry
+	1,  // 5: handrail.v1.Ledger.List:input_type -> handrail.v1.ListEntriesRequest
+	3,  // 6: handrail.v1.Ledger.Get:input_type -> handrail.v1.GetEntryRequest
+	5,  // 7: handrail.v1.Ledger.Watch:input_type -> handrail.v1.WatchEntriesRequest
+	7,  // 8: handrail.v1.Ledger.Verify:input_type -> handrail.v1.VerifyRequest
+	9,  // 9: handrail.v1.Ledger.Proof:input_type -> handrail.v1.ProofRequest
+	11, // 10: handrail.v1.Ledger.Export:input_type -> handrail.v1.ExportRequest
+	2,  // 11: handrail.v1.Ledger.List:output_type -> handrail.v1.ListEntriesResponse
+	4,  // 12: handrail.v1.Ledger.Get:output_type -> handrail.v1.GetEntryResponse
+	6,  // 13: handrail.v1.Ledger.Watch:output_type -> handrail.v1.WatchEntriesResponse
+	8,  // 14: handrail.v1.Ledger.Verify:output_type -> handrail.v1.VerifyResponse
+	10, // 15: handrail.v1.Ledger.Proof:output_type -> handrail.v1.ProofResponse
+	12, // 16: handrail.v1.Ledger.Export:output_type -> handrail.v1.ExportResponse
+	11, // [11:17] is the sub-list for method output_type
+	5,  // [5:11] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_handrail_v1_ledger_proto_init() }

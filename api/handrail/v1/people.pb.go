@@ -497,6 +497,7 @@ type LockResponse struct {
 	Person         *Person                `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
 	SessionsKilled uint32                 `protobuf:"varint,2,opt,name=sessions_killed,json=sessionsKilled,proto3" json:"sessions_killed,omitempty"`
 	GrantsEnded    uint32                 `protobuf:"varint,3,opt,name=grants_ended,json=grantsEnded,proto3" json:"grants_ended,omitempty"`
+	Pending        bool                   `protobuf:"varint,4,opt,name=pending,proto3" json:"pending,omitempty"` // the brake acts; the ledger entry follows when the database is back
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -550,6 +551,13 @@ func (x *LockResponse) GetGrantsEnded() uint32 {
 		return x.GrantsEnded
 	}
 	return 0
+}
+
+func (x *LockResponse) GetPending() bool {
+	if x != nil {
+		return x.Pending
+	}
+	return false
 }
 
 type UnlockRequest struct {
@@ -760,11 +768,12 @@ const file_handrail_v1_people_proto_rawDesc = "" +
 	"\rtoken_expires\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\ftokenExpires:\x04\xd8\xf3\x18\x03\"C\n" +
 	"\vLockRequest\x12\x16\n" +
 	"\x06person\x18\x01 \x01(\tR\x06person\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason:\x04\xd8\xf3\x18\x02\"\x8d\x01\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason:\x04\xd8\xf3\x18\x02\"\xa7\x01\n" +
 	"\fLockResponse\x12+\n" +
 	"\x06person\x18\x01 \x01(\v2\x13.handrail.v1.PersonR\x06person\x12'\n" +
 	"\x0fsessions_killed\x18\x02 \x01(\rR\x0esessionsKilled\x12!\n" +
-	"\fgrants_ended\x18\x03 \x01(\rR\vgrantsEnded:\x04\xd8\xf3\x18\x02\"E\n" +
+	"\fgrants_ended\x18\x03 \x01(\rR\vgrantsEnded\x12\x18\n" +
+	"\apending\x18\x04 \x01(\bR\apending:\x04\xd8\xf3\x18\x02\"E\n" +
 	"\rUnlockRequest\x12\x16\n" +
 	"\x06person\x18\x01 \x01(\tR\x06person\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason:\x04\xd8\xf3\x18\x02\"_\n" +

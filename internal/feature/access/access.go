@@ -345,18 +345,22 @@ func owes(q store.Queryer, person string, at time.Time) (bool, error) {
 // Revoke ends somebody's grant, or a request for one. It says how many sessions
 // died of it.
 func (x *Access) Revoke(ctx context.Context, id, reason string) (Grant, int, error) {
-	return x.finish(ctx, id, Revoked)
+	return x.finish(ctx, id, Revoked, reason)
 }
 
 // Done ends one's own grant early.
 func (x *Access) Done(ctx context.Context, id string) (Grant, int, error) {
-	return x.finish(ctx, id, Done)
+	return x.finish(ctx, id, Done, "")
 }
 
-func (x *Access) finish(ctx context.Context, id, why string) (Grant, int, error) {
+func (x *Access) finish(ctx context.Context, id, why, note string) (Grant, int, error) {
 	by, err := actor(ctx)
 	if err != nil {
 		return Grant{}, 0, err
+	}
+	note = strings.TrimSpace(note)
+	if cut := []rune(note); len(cut) > maxReason { // a brake is not refused for being told at length
+		note = string(cut[:maxReason])
 	}
 	var g Grant
 	killed := 0
@@ -371,7 +375,7 @@ func (x *Access) finish(ctx context.Context, id, why string) (Grant, int, error)
 				return nil, fault.New(fault.Denied, "cannot finish grant %s: it is of %s", before.ID, before.PersonName).WithHint("handrail revoke %s", before.ID)
 			}
 			var entries []ledger.Entry
-			g, entries, _, err = applyTx(tx, before, Event{Kind: EventEnd, By: by.ID, Why: why})
+			g, entries, _, err = applyTx(tx, before, Event{Kind: EventEnd, By: by.ID, Why: why, Notes: note})
 			if err != nil || g.Approval == "" {
 				return entries, err
 			}

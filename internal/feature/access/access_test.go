@@ -175,6 +175,15 @@ func (h *house) sign(ctx context.Context, hash []byte) approval.Evidence {
 	return approval.Evidence{DeviceSignature: ssh.Marshal(sig)}
 }
 
+// stand makes the signature with which whoever acts in ctx stands by a request
+// of their own.
+func (h *house) stand(ctx context.Context, hash []byte) approval.Evidence {
+	h.t.Helper()
+	sig, err := h.keys[id(ctx)].Sign(rand.Reader, identity.RequestMessage(hash))
+	fatal(h.t, err)
+	return approval.Evidence{DeviceSignature: ssh.Marshal(sig)}
+}
+
 func (h *house) approve(ctx context.Context, a approval.Approval) (approval.Approval, error) {
 	return h.access.Approve(ctx, a.ID, a.Hash, h.sign(ctx, a.Hash))
 }
@@ -251,7 +260,7 @@ func TestElevateApproveWriteRevoke(t *testing.T) {
 		t.Error("in force for somebody else")
 	}
 	g, killed, err := h.access.Revoke(bob, asked.Grant.ID, "enough")
-	if err != nil || g.State != access.Ended || g.EndedWhy != access.Revoked || killed != 1 {
+	if err != nil || g.State != access.Ended || g.EndedWhy != access.Revoked || g.EndedBy != id(bob) || g.EndedNote != "enough" || killed != 1 {
 		t.Errorf("%+v %d %v", g, killed, err)
 	}
 	if _, ok := h.active(ada, "web-1"); ok {
@@ -431,6 +440,13 @@ func TestARequestWithAnIdIsMadeOnceAndCanBeSignedAfterwards(t *testing.T) {
 	first, err := h.access.Elevate(ada, ask)
 	fatal(t, err)
 	ask.Signature = h.sign(ada, first.Approval.Hash)
+	if _, err := h.access.Elevate(ada, ask); fault.KindOf(err) != fault.Denied {
+		t.Errorf("an approval signature stands for a request: %v", err)
+	}
+	ask.Signature = h.stand(ada, first.Approval.Hash)
+	if _, err := h.access.Approve(bob, first.Approval.ID, first.Approval.Hash, h.stand(bob, first.Approval.Hash)); fault.KindOf(err) != fault.Denied {
+		t.Errorf("a request signature approves: %v", err)
+	}
 	again, err := h.access.Elevate(ada, ask)
 	if err != nil || again.Grant.ID != first.Grant.ID || again.Approval.Signed == nil {
 		t.Fatalf("%+v %v", again, err)
@@ -440,6 +456,26 @@ func TestARequestWithAnIdIsMadeOnceAndCanBeSignedAfterwards(t *testing.T) {
 	force, _ := h.active(ada, "web-1")
 	if len(force.Authority.Signatures) != 2 || force.Authority.Signatures[0].Role != "requester" || force.Authority.Signatures[1].Role != "approver" {
 		t.Errorf("%+v", force.Authority)
+	}
+}
+
+// The requester learns the hash when everybody does: an approver may be quicker.
+func TestARequesterSignsAlsoAfterAQuickApproval(t *testing.T) {
+	h := build(t)
+	ada, bob := h.person("ada"), h.person("bob", "operator")
+	ask := access.Ask{Hosts: []string{"web-1"}, Reason: "it burns", RequestID: "r-1"}
+	first, err := h.access.Elevate(ada, ask)
+	fatal(t, err)
+	_, err = h.approve(bob, first.Approval)
+	fatal(t, err)
+	ask.Signature = h.stand(ada, first.Approval.Hash)
+	again, err := h.access.Elevate(ada, ask)
+	if err != nil || again.Approval.Signed == nil || again.Approval.State != approval.Approved {
+		t.Fatalf("%+v %v", again, err)
+	}
+	force, ok := h.active(ada, "web-1")
+	if !ok || len(force.Authority.Signatures) != 2 {
+		t.Errorf("%v %+v", ok, force.Authority)
 	}
 }
 
@@ -605,15 +641,20 @@ func TestALockEndsGrantsAtOnce(t *testing.T) {
 	eve := h.person("eve")
 	asked, err = h.access.BreakGlass(eve, access.Ask{Hosts: []string{"web-1"}, Reason: "it burns"})
 	fatal(t, err)
+	_, err = h.access.Elevate(eve, access.Ask{Hosts: []string{"web-2"}, Reason: "there too"})
+	fatal(t, err)
 	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		_, e, err := h.people.LockTx(tx, id(bob), id(eve), "her too")
 		if err != nil {
 			return nil, err
 		}
-		more, err := h.access.LockedTx(tx, id(eve), id(bob))
+		ended, more, err := h.access.LockedTx(tx, id(eve), id(bob), "her too")
+		if ended != 2 {
+			t.Errorf("%d grants ended, in %d entries; there were two", ended, len(more))
+		}
 		return append(e, more...), err
 	})
-	if g, err := h.access.Get(bob, asked.Grant.ID); err != nil || g.State != access.InReview || g.EndedWhy != access.Locked {
+	if g, err := h.access.Get(bob, asked.Grant.ID); err != nil || g.State != access.InReview || g.EndedWhy != access.Locked || g.EndedBy != id(bob) || g.EndedNote != "her too" {
 		t.Errorf("%+v %v", g, err)
 	}
 	h.folds()

@@ -12,7 +12,7 @@ import (
 // full is a grant with every field set, so that none is lost unnoticed.
 func full() Grant {
 	g := Grant{
-		ID: "g-00000001", Person: "p-00000001", PersonName: "ada", Kind: BreakGlass, State: Closed, EndedWhy: Done, EndedBy: "p-00000001",
+		ID: "g-00000001", Person: "p-00000001", PersonName: "ada", Kind: BreakGlass, State: Closed, EndedWhy: Done, EndedBy: "p-00000001", EndedNote: "all is well",
 		Targets: []Target{{ID: "h-00000001", Name: "web-1", Environment: "production", Scope: "pci"}}, Account: "handrail-write", Sudo: true, Root: true,
 		Reason: "it burns", Ticket: "OPS-7", AskedFor: 30 * time.Minute, Requested: 1, Starts: 2, Expires: 3, Finished: 4, Approval: "a-00000001",
 		PausedWhy: "buddy left", BuddyRequired: true, RatifyBy: 5, Ratified: 6, RatifiedBy: "p-00000002", ReviewWithin: time.Hour, ReviewBy: 7,
@@ -52,10 +52,20 @@ func TestWhatTheLedgerHoldsOfAGrantIsReadForEver(t *testing.T) {
 			t.Errorf("field %s is not tried", v.Type().Field(i).Name)
 		}
 	}
-	text := golden(t, "grant-v1.json", payload{V: 1, By: "p-00000001", Grant: full()})
+	text := golden(t, "grant-v1.1.json", payload{V: 1, By: "p-00000001", Grant: full()})
 	var back payload
 	if err := json.Unmarshal(text, &back); err != nil || !reflect.DeepEqual(back.Grant, full()) {
 		t.Errorf("read back: %+v %v", back, err)
+	}
+	first, err := os.ReadFile(filepath.Join("testdata", "grant-v1.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	older := full()
+	older.EndedNote = "" // not yet known then
+	back = payload{}
+	if err := json.Unmarshal(first, &back); err != nil || !reflect.DeepEqual(back.Grant, older) {
+		t.Errorf("the first version reads as: %+v %v", back, err)
 	}
 }
 

@@ -251,7 +251,7 @@ func (grantKind) Ended(tx *store.Tx, a approval.Approval, state approval.State) 
 	case state == approval.Lapsed:
 		event = Event{Kind: EventLapse, By: ledger.System}
 	case len(a.Decisions) > 0:
-		event.Why = a.Decisions[len(a.Decisions)-1].Reason
+		event.Notes = a.Decisions[len(a.Decisions)-1].Reason
 	}
 	_, entries, _, err := applyTx(tx, g, event)
 	return entries, err
@@ -294,6 +294,10 @@ func (ratificationKind) Ended(tx *store.Tx, a approval.Approval, state approval.
 	if err != nil || g.State != Active && g.State != Paused || state == approval.Withdrawn {
 		return nil, err
 	}
-	_, entries, _, err := applyTx(tx, g, Event{Kind: EventEnd, By: last(a), Why: Unratified})
+	event := Event{Kind: EventEnd, By: last(a), Why: Unratified}
+	if len(a.Decisions) > 0 {
+		event.Notes = a.Decisions[len(a.Decisions)-1].Reason
+	}
+	_, entries, _, err := applyTx(tx, g, event)
 	return entries, err
 }

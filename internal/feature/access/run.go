@@ -212,17 +212,18 @@ func (x *Access) enforceOnce(ctx context.Context, k *keeper, g Grant) {
 }
 
 // LockedTx ends every live grant of a person, in the transaction that locks
-// them. Run does the same soon after; this does it at once.
-func (x *Access) LockedTx(tx *store.Tx, person, by string) ([]ledger.Entry, error) {
+// them, and says how many those were. Run does the same soon after; this does it
+// at once.
+func (x *Access) LockedTx(tx *store.Tx, person, by, reason string) (int, []ledger.Entry, error) {
 	live, err := find(tx, `WHERE g.person = $1 AND g.state IN ($2, $3, $4, $5)`, person, string(Requested), string(Approved), string(Active), string(Paused))
 	if err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	var all []ledger.Entry
 	for _, g := range live {
-		_, entries, _, err := applyTx(tx, g, Event{Kind: EventEnd, By: by, Why: Locked})
+		_, entries, _, err := applyTx(tx, g, Event{Kind: EventEnd, By: by, Why: Locked, Notes: reason})
 		if err != nil {
-			return nil, err
+			return 0, nil, err
 		}
 		all = append(all, entries...)
 		if g.Approval == "" {
@@ -230,9 +231,9 @@ func (x *Access) LockedTx(tx *store.Tx, person, by string) ([]ledger.Entry, erro
 		}
 		more, err := x.d.Approvals.WithdrawTx(tx, by, g.Approval, Locked)
 		if err != nil {
-			return nil, err
+			return 0, nil, err
 		}
 		all = append(all, more...)
 	}
-	return all, nil
+	return len(live), all, nil
 }

@@ -78,6 +78,7 @@ type Grant struct {
 	State         State         `json:"state"`
 	EndedWhy      string        `json:"ended_why,omitempty"`
 	EndedBy       string        `json:"ended_by,omitempty"`
+	EndedNote     string        `json:"ended_note,omitempty"` // what they said
 	Targets       []Target      `json:"targets"`
 	Account       string        `json:"account,omitempty"` // "": per host, as policy names
 	Sudo          bool          `json:"sudo,omitempty"`
@@ -167,7 +168,7 @@ type Event struct {
 	By      string // who caused it: p-…, or system
 	Why     string // EventEnd: why; EventPause: what is missing
 	Verdict string // EventReview
-	Notes   string // EventReview
+	Notes   string // EventReview, EventEnd, EventDeny: what they said
 }
 
 // What follows from a step. Effects begin only once the step is committed.
@@ -252,7 +253,7 @@ func answer(g Grant, e Event, at int64) (Grant, []Effect, error) {
 	case EventApprove:
 		g.State = Approved
 	case EventDeny:
-		g.State, g.EndedWhy, g.EndedBy, g.Finished = Denied, e.Why, e.By, at
+		g.State, g.EndedWhy, g.EndedBy, g.EndedNote, g.Finished = Denied, e.Why, e.By, e.Notes, at
 	case EventLapse:
 		g.State, g.Finished = Lapsed, at
 	}
@@ -294,12 +295,12 @@ func end(g Grant, e Event, at int64) (Grant, []Effect, error) {
 		return g, nil, fault.New(fault.Internal, "cannot end grant %s: %q is no reason", g.ID, e.Why)
 	}
 	if g.State == Requested { // nobody has agreed yet: there is nothing to end
-		return answer(g, Event{Kind: EventDeny, By: e.By, Why: e.Why}, at)
+		return answer(g, Event{Kind: EventDeny, By: e.By, Why: e.Why, Notes: e.Notes}, at)
 	}
 	if g.State != Approved && g.State != Active && g.State != Paused {
 		return g, nil, illegal(g, e)
 	}
-	g.State, g.EndedWhy, g.EndedBy, g.Finished, g.PausedWhy = Ended, e.Why, e.By, at, ""
+	g.State, g.EndedWhy, g.EndedBy, g.EndedNote, g.Finished, g.PausedWhy = Ended, e.Why, e.By, e.Notes, at, ""
 	g.Version++
 	effects := []Effect{{Kind: EffectEndSessions, Grant: g.ID, Why: e.Why}, {Kind: EffectTell, Grant: g.ID, Why: e.Why}}
 	if g.Kind == BreakGlass {

@@ -118,7 +118,7 @@ func (r *Roster) lockTx(tx *store.Tx, l lock, out *Locked) ([]ledger.Entry, erro
 	if r.EndGrants == nil {
 		return entries, nil
 	}
-	ended, more, err := r.EndGrants(tx, who.ID, l.reason)
+	ended, more, err := r.EndGrants(tx, who.ID, l.by.ID, l.reason)
 	out.Grants = ended
 	return append(entries, more...), err
 }

@@ -51,7 +51,7 @@ type Deps struct {
 	Brake func(ctx context.Context, person, reason string) int
 	// EndGrants ends the person's grants in the transaction of the lock and says
 	// how many. nil: whoever owns grants follows the ledger.
-	EndGrants func(tx *store.Tx, person, reason string) (int, []ledger.Entry, error)
+	EndGrants func(tx *store.Tx, person, by, reason string) (int, []ledger.Entry, error)
 	// Here says whether a host that joins from that address is the machine that
 	// the server runs on, where root is never granted by default. nil: none is.
 	Here func(source string) bool

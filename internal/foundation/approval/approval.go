@@ -362,7 +362,7 @@ func (s *Approvals) ApproveTx(tx *store.Tx, by identity.Principal, id string, ha
 	if err := a.May(voter, tx.Now()); err != nil { // before a signature is looked at
 		return Approval{}, nil, err
 	}
-	voter.Signature, voter.MayApproveFrom, err = s.verifyTx(tx, by.ID, a.Hash, ev)
+	voter.Signature, voter.MayApproveFrom, err = s.verifyTx(tx, by.ID, approver, a.Hash, ev)
 	if err != nil {
 		return Approval{}, nil, err
 	}
@@ -400,7 +400,7 @@ func (s *Approvals) WithdrawTx(tx *store.Tx, by, id, reason string) ([]ledger.En
 	if a.State != Requested {
 		return nil, nil
 	}
-	if a, err = Step(a, Event{To: Withdrawn, Reason: reason}, tx.Now()); err != nil {
+	if a, err = Step(a, Event{To: Withdrawn, By: Voter{Person: by}, Reason: reason}, tx.Now()); err != nil {
 		return nil, err
 	}
 	_, entries, err := s.settleTx(tx, a, ActionWithdrawn, by)
@@ -435,18 +435,29 @@ func (s *Approvals) settleTx(tx *store.Tx, a Approval, action ledger.Action, act
 	return a, append(entries, more...), nil
 }
 
+// As what somebody signs.
+const (
+	requester = "requester"
+	approver  = "approver"
+)
+
 // verifyTx checks the evidence and keeps what a host needs to check it again:
 // signature and public key. No evidence at all is no error here: Step decides
 // whether that may be.
-func (s *Approvals) verifyTx(q store.Queryer, person string, hash []byte, ev Evidence) (*wire.Signature, time.Time, error) {
+func (s *Approvals) verifyTx(q store.Queryer, person, role string, hash []byte, ev Evidence) (*wire.Signature, time.Time, error) {
 	var sig *wire.Signature
 	var credential string
 	var from time.Time
 	var err error
 	switch {
 	case len(ev.DeviceSignature) > 0:
+		message := identity.ApprovalMessage(hash)
+		if role == requester {
+			message = identity.RequestMessage(hash)
+		}
 		sig = &wire.Signature{Kind: "device", Signature: ev.DeviceSignature}
-		credential, from, err = s.people.VerifyDeviceSignature(q, person, identity.ApprovalMessage(hash), ev.DeviceSignature)
+		credential, from, err = s.people.VerifyDeviceSignature(q, person, message, ev.DeviceSignature)
+	case role == requester: // a passkey signs the hash alone, and that is an approval
 	case ev.Ceremony != "" || ev.Response != "":
 		if sig, err = assertion(ev.Response); err == nil {
 			credential, from, err = s.people.VerifyPasskeyAssertion(q, person, ev.Ceremony, ev.Response, hash)
@@ -457,7 +468,7 @@ func (s *Approvals) verifyTx(q store.Queryer, person string, hash []byte, ev Evi
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	sig.Person, sig.Role, sig.Credential = person, "approver", credential
+	sig.Person, sig.Role, sig.Credential = person, role, credential
 	sig.PublicKey, err = s.publicKey(q, person, sig)
 	return sig, from, err
 }
@@ -482,23 +493,23 @@ func (s *Approvals) publicKey(q store.Queryer, person string, sig *wire.Signatur
 }
 
 // SignTx adds the requester's own signature over the hash, which a write order
-// carries beside those of the approvers.
+// carries beside those of the approvers. It may come after their approval, since
+// a requester sees the hash only when everybody does.
 func (s *Approvals) SignTx(tx *store.Tx, by identity.Principal, id string, ev Evidence) (Approval, []ledger.Entry, error) {
 	a, err := s.GetTx(tx, id)
 	if err != nil {
 		return Approval{}, nil, err
 	}
-	if a.Requester != by.ID || a.State != Requested || a.Signed != nil {
-		return Approval{}, nil, fault.New(fault.Conflict, "cannot sign request %s: it is not yours, not open, or signed already", a.ID)
+	if a.Requester != by.ID || a.State != Requested && a.State != Approved || a.Signed != nil {
+		return Approval{}, nil, fault.New(fault.Conflict, "cannot sign request %s: it is not yours, has ended, or is signed already", a.ID)
 	}
-	sig, _, err := s.verifyTx(tx, by.ID, a.Hash, ev)
+	sig, _, err := s.verifyTx(tx, by.ID, requester, a.Hash, ev)
 	if err != nil {
 		return Approval{}, nil, err
 	}
 	if sig == nil {
 		return Approval{}, nil, fault.New(fault.Invalid, "cannot sign request %s: there is no signature", a.ID)
 	}
-	sig.Role = "requester"
 	a.Signed = sig
 	a.Version++
 	if err := s.saveTx(tx, a); err != nil {

@@ -16,7 +16,7 @@ func TestWhatTheLedgerHoldsOfAnApprovalIsReadForEver(t *testing.T) {
 	a := Approval{
 		ID: "a-00000001", Kind: "grant", State: Approved, Requester: "p-00000001", RequesterName: "ada", Subject: "g-00000001",
 		Request: []byte(`{"v":1}`), Hash: []byte{5}, Rule: Rule{Needed: 2, Groups: []string{"operator"}, DifferentGroups: true, Passkey: true, Lapse: time.Hour},
-		Requested: 1, Lapses: 2, Decided: 3, Signed: sig, Version: 4,
+		Requested: 1, Lapses: 2, Decided: 3, Signed: sig, EndedBy: "p-00000003", EndedWhy: "revoked", Version: 4,
 		Decisions: []Decision{{Person: "p-00000002", Name: "bob", Groups: []string{"operator"}, Verdict: Approved, Reason: "yes", At: 5, Signature: sig}},
 	}
 	v := reflect.ValueOf(a)
@@ -29,7 +29,7 @@ func TestWhatTheLedgerHoldsOfAnApprovalIsReadForEver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const path = "testdata/approval-v1.json"
+	const path = "testdata/approval-v1.1.json"
 	want, err := os.ReadFile(path)
 	if os.IsNotExist(err) && os.Getenv("UPDATE_GOLDEN") != "" {
 		want = append(text, '\n')
@@ -44,5 +44,14 @@ func TestWhatTheLedgerHoldsOfAnApprovalIsReadForEver(t *testing.T) {
 	var back payload
 	if err := json.Unmarshal(want, &back); err != nil || !reflect.DeepEqual(back.Approval, a) {
 		t.Errorf("read back: %+v %v", back, err)
+	}
+	first, err := os.ReadFile("testdata/approval-v1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.EndedBy, a.EndedWhy = "", "" // not yet known then
+	back = payload{}
+	if err := json.Unmarshal(first, &back); err != nil || !reflect.DeepEqual(back.Approval, a) {
+		t.Errorf("the first version reads as: %+v %v", back, err)
 	}
 }

@@ -75,7 +75,9 @@ type Approval struct {
 	Lapses        int64           `json:"lapses"`
 	Decided       int64           `json:"decided,omitempty"`
 	Decisions     []Decision      `json:"decisions,omitempty"`
-	Signed        *wire.Signature `json:"signed,omitempty"` // the requester's own, over Hash
+	Signed        *wire.Signature `json:"signed,omitempty"`   // the requester's own, over Hash
+	EndedBy       string          `json:"ended_by,omitempty"` // who withdrew it: p-… or system
+	EndedWhy      string          `json:"ended_why,omitempty"`
 	Version       int64           `json:"version"`
 }
 
@@ -122,6 +124,7 @@ func Step(a Approval, e Event, now time.Time) (Approval, error) {
 		}
 	case Withdrawn:
 		// Whoever may withdraw is decided by the caller; it only takes away.
+		a.EndedBy, a.EndedWhy = e.By.Person, e.Reason
 	case Approved, Denied:
 		return decide(a, e, now)
 	default:

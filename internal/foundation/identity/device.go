@@ -252,6 +252,12 @@ func ApprovalMessage(subjectHash []byte) []byte {
 	return append([]byte("handrail-approve-v1\n"), subjectHash...)
 }
 
+// RequestMessage is what a device key signs to stand by a request of its own. It
+// is no approval: a server that is not honest cannot pass it off as somebody's.
+func RequestMessage(subjectHash []byte) []byte {
+	return append([]byte("handrail-request-v1\n"), subjectHash...)
+}
+
 // VerifyDeviceSignature checks that one of the person's device keys signed
 // message (signature: ssh.Marshal(*ssh.Signature)), and says which, and from
 // when on it may approve. A robot's keys approve nothing.

@@ -195,6 +195,16 @@ func atLeast(name string) cobra.PositionalArgs {
 	}
 }
 
+// atMost takes one argument or none.
+func atMost(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return exactly(name)(cmd, args)
+		}
+		return nil
+	}
+}
+
 // usageFaults makes wrong arguments exit with 2 whoever wrote the command.
 func usageFaults(cmd *cobra.Command) {
 	if check := cmd.Args; check != nil {

@@ -66,7 +66,7 @@ func (t *tool) elevateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return t.elevated(cmd.Context(), c, answer, wait)
+			return t.elevated(cmd.Context(), c, t.stand(cmd.Context(), c, r, answer), wait)
 		})
 	c.Long = `Ask for write access on hosts, for a while, for a reason.
 
@@ -81,6 +81,28 @@ the sessions that you have: it lets you open new ones with --write.`
 	c.Flags().StringVar(&r.Account, "account", "", "the account to use, instead of the one that policy names")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until it is approved or denied")
 	return c
+}
+
+// stand adds the person's own signature to a request: to exactly what the
+// server made of it, which is known only now. A request without it is a request
+// all the same, so what goes wrong here is said and not an error.
+func (t *tool) stand(ctx context.Context, c *client, r *v1.ElevateRequest, answer *v1.ElevateResponse) *v1.ElevateResponse {
+	if len(answer.SubjectHash) == 0 {
+		return answer
+	}
+	key, err := c.folder.device(false)
+	if err == nil {
+		r.Signature, err = sign(key, requestDomain, answer.SubjectHash)
+	}
+	var signed *v1.ElevateResponse
+	if err == nil {
+		signed, err = c.grants.Elevate(ctx, r) // the same request_id: nothing is asked for twice
+	}
+	if err != nil {
+		t.say("Your own signature is not on the request: %s", clean(understand(err).Text))
+		return answer
+	}
+	return signed
 }
 
 // reason asks for a missing reason, if somebody is there to ask.
@@ -210,13 +232,37 @@ func (t *tool) grantView(g *v1.Grant) *sheet {
 	s.put("as", accountOf(g)).put("reason", g.GetReason()).put("ticket", g.GetTicket())
 	s.put("for", lasting(g.GetAskedFor())).put("asked", t.full(g.GetRequested()))
 	s.wide("starts", t.full(g.GetStarts()))
-	s.put("ends", t.full(g.GetExpires())).put("approval", g.GetApproval())
+	s.put(map[bool]string{true: "ends", false: "would end"}[g.GetEnded() == nil], t.full(g.GetExpires())).put("approval", g.GetApproval())
+	t.putDecisions(s, g.GetDecisions())
+	s.put("ratified", byWhom(t.full(g.GetRatified()), g.GetRatifiedByName(), ""))
+	s.put("paused", g.GetPausedWhy())
+	s.put("ended", byWhom(t.full(g.GetEnded()), g.GetEndedByName(), g.GetEndedNote()))
+	s.put("reviewed", byWhom(t.full(g.GetReviewed()), g.GetReviewedByName(), strings.TrimSuffix(g.GetVerdict()+": "+g.GetNotes(), ": ")))
 	if g.GetBuddyRequired() {
 		s.put("buddy", "required: the session pauses when nobody watches")
 	}
-	s.toned("ratify by", t.full(g.GetRatifyBy()), warn).toned("review by", t.full(g.GetReviewBy()), warn)
+	if g.GetRatified() == nil && g.GetEnded() == nil {
+		s.toned("ratify by", t.full(g.GetRatifyBy()), warn)
+	}
+	if g.GetReviewed() == nil {
+		s.toned("review by", t.full(g.GetReviewBy()), warn)
+	}
 	s.list("cannot contain", g.GetCannotContain())
 	return s
+}
+
+// byWhom is a moment with who brought it about, and what they said.
+func byWhom(moment, name, said string) string {
+	if moment == "" {
+		return ""
+	}
+	if name != "" {
+		moment += " by " + name
+	}
+	if said != "" {
+		moment += ": " + said
+	}
+	return moment
 }
 
 func hostList(targets []*v1.GrantTarget) string {
@@ -312,12 +358,7 @@ func (t *tool) revokeCommand() *cobra.Command {
 func (t *tool) doneCommand() *cobra.Command {
 	c := t.command("done [ID]", "End my own grant early",
 		"handrail done             # the latest one\nhandrail done g-7k3f9q2m  # that one",
-		func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return exactly("the id of the grant")(cmd, args)
-			}
-			return nil
-		},
+		atMost("the id of the grant"),
 		func(cmd *cobra.Command, args []string) error {
 			c, err := t.client()
 			if err != nil {

@@ -19,6 +19,7 @@ import (
 const (
 	renewDomain   = "handrail-login-v1\n"
 	approveDomain = "handrail-approve-v1\n"
+	requestDomain = "handrail-request-v1\n"
 )
 
 func (t *tool) loginCommands() []*cobra.Command {

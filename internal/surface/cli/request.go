@@ -16,13 +16,19 @@ import (
 
 func (t *tool) requestsCommand() *cobra.Command {
 	var follow, all bool
-	c := t.command("requests", "List what waits for a second person",
-		"handrail requests     # what is open\nhandrail requests -f  # live: each new one as it comes",
-		exactly(),
+	c := t.command("requests [ID]", "List what waits for a second person, or show one request",
+		"handrail requests             # what is open\nhandrail requests a-7k3f9q2m  # what it grants, what it cannot contain, who decided",
+		atMost("the id of the request"),
 		func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 && (follow || all) {
+				return fault.New(fault.Invalid, "cannot list and show at once: -f and --all take no id").WithHint("handrail requests %s", clean(args[0]))
+			}
 			c, err := t.client()
 			if err != nil {
 				return err
+			}
+			if len(args) == 1 {
+				return t.showRequest(cmd.Context(), c, args[0])
 			}
 			if follow {
 				return t.followRequests(cmd.Context(), c)
@@ -33,6 +39,7 @@ func (t *tool) requestsCommand() *cobra.Command {
 			}
 			return t.emit(answer, t.requestTable(answer.Approvals))
 		})
+	c.ValidArgsFunction = t.completeApprovals
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on, and print each change")
 	c.Flags().BoolVar(&all, "all", false, "also those that are decided")
 	return c
@@ -106,9 +113,29 @@ func (t *tool) requestView(a *v1.Approval) *sheet {
 		needs += ", by passkey"
 	}
 	s.put("needs", needs)
-	for _, d := range a.GetDecisions() {
+	if a.GetRequesterSigned() {
+		s.put("signed", "by "+a.GetRequesterName()+", too")
+	}
+	t.putDecisions(s, a.GetDecisions())
+	if a.GetState() == "lapsed" || a.GetState() == "withdrawn" {
+		s.put("ended", byWhom(t.full(a.GetEnded()), a.GetEndedByName(), a.GetEndedWhy()))
+	}
+	if a.GetState() == "requested" {
+		s.put("you", map[bool]string{true: "may decide", false: mayNot(a)}[a.GetMayDecide()])
+	}
+	s.wide("subject", a.GetSubject()).wide("hash", base64.StdEncoding.EncodeToString(a.GetSubjectHash()))
+	return s
+}
+
+// putDecisions says who agreed or refused, when and with what words.
+func (t *tool) putDecisions(s *sheet, decisions []*v1.Decision) {
+	for _, d := range decisions {
 		line := fmt.Sprintf("%s by %s, %s", d.Verdict, d.PersonName, t.at(d.At))
-		if d.SignedBy != "" {
+		switch d.SignedBy {
+		case "":
+		case "login":
+			line += ", unsigned (bootstrap)"
+		default:
 			line += ", signed by " + d.SignedBy
 		}
 		if d.Reason != "" {
@@ -116,11 +143,6 @@ func (t *tool) requestView(a *v1.Approval) *sheet {
 		}
 		s.toned("decision", line, stateTone[d.Verdict])
 	}
-	if a.GetState() == "requested" {
-		s.put("you", map[bool]string{true: "may decide", false: mayNot(a)}[a.GetMayDecide()])
-	}
-	s.wide("subject", a.GetSubject()).wide("hash", base64.StdEncoding.EncodeToString(a.GetSubjectHash()))
-	return s
 }
 
 func (t *tool) requestShowCommand() *cobra.Command {
@@ -132,18 +154,22 @@ func (t *tool) requestShowCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			id, err := c.approvalID(cmd.Context(), args[0], func(a *v1.Approval) bool { return a.Requester == c.login.Person })
-			if err != nil {
-				return err
-			}
-			answer, err := c.approvals.Get(cmd.Context(), &v1.GetApprovalRequest{Id: id})
-			if err != nil {
-				return err
-			}
-			return t.emit(answer, t.requestView(answer.Approval))
+			return t.showRequest(cmd.Context(), c, args[0])
 		})
 	c.ValidArgsFunction = t.completeApprovals
 	return c
+}
+
+func (t *tool) showRequest(ctx context.Context, c *client, id string) error {
+	id, err := c.approvalID(ctx, id, func(a *v1.Approval) bool { return a.Requester == c.login.Person })
+	if err != nil {
+		return err
+	}
+	answer, err := c.approvals.Get(ctx, &v1.GetApprovalRequest{Id: id})
+	if err != nil {
+		return err
+	}
+	return t.emit(answer, t.requestView(answer.Approval))
 }
 
 // mayNot says why the caller may not decide.

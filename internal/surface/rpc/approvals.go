@@ -15,7 +15,16 @@ type approvals struct{ d *Deps }
 
 func (s approvals) List(ctx context.Context, r *handrailv1.ListApprovalsRequest) (*handrailv1.ListApprovalsResponse, error) {
 	all, err := s.d.Access.ShowAll(ctx, r.OpenOnly)
-	return &handrailv1.ListApprovalsResponse{Approvals: each(all, approvalMessage)}, err
+	if err != nil {
+		return nil, err
+	}
+	names, err := s.d.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &handrailv1.ListApprovalsResponse{
+		Approvals: each(all, func(a approval.Shown) *handrailv1.Approval { return approvalMessage(a, names) }),
+	}, nil
 }
 
 func (s approvals) show(ctx context.Context, idOrSubject string) (*handrailv1.Approval, error) {
@@ -23,7 +32,11 @@ func (s approvals) show(ctx context.Context, idOrSubject string) (*handrailv1.Ap
 	if err != nil {
 		return nil, err
 	}
-	return approvalMessage(shown), nil
+	names, err := s.d.names(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return approvalMessage(shown, names), nil
 }
 
 func (s approvals) Get(ctx context.Context, r *handrailv1.GetApprovalRequest) (*handrailv1.GetApprovalResponse, error) {
@@ -93,7 +106,7 @@ func (s approvals) Deny(ctx context.Context, r *handrailv1.DenyRequest) (*handra
 	return &handrailv1.DenyResponse{Approval: shown}, err
 }
 
-func approvalMessage(s approval.Shown) *handrailv1.Approval {
+func approvalMessage(s approval.Shown, names *names) *handrailv1.Approval {
 	a, d := s.Approval, s.Description
 	out := &handrailv1.Approval{
 		Id: a.ID, Kind: a.Kind, State: string(a.State), Requester: a.Requester, RequesterName: a.RequesterName,
@@ -102,6 +115,8 @@ func approvalMessage(s approval.Shown) *handrailv1.Approval {
 		Subject: a.Subject, PasskeyRequired: a.Rule.Passkey, MayDecide: s.MayNot == nil,
 		Details:   each(d.Details, func(l approval.Detail) *handrailv1.Detail { return &handrailv1.Detail{Name: l.Name, Value: l.Value} }),
 		Decisions: each(a.Decisions, decisionMessage),
+		Request:   a.Request, RequesterSigned: a.Signed != nil,
+		Ended: stamp(a.Decided), EndedByName: names.name(a.EndedBy), EndedWhy: a.EndedWhy,
 	}
 	if s.MayNot != nil {
 		out.MayNotWhy = s.MayNot.Error()

@@ -137,7 +137,7 @@ func (s hosts) message(h target.Host) *handrailv1.Host {
 	out := &handrailv1.Host{
 		Id: h.ID, Name: h.Name, Environment: h.Environment, Scope: h.Scope, Services: h.Services, Labels: h.Labels,
 		State: string(n.State), Seen: stampTime(n.Seen), Floor: n.Floor, FloorMissing: n.Missing, Created: stamp(h.Created),
-		NodeVersion: n.Version, Mode: n.Mode, Trial: n.Trial || h.Trial,
+		NodeVersion: n.Version, Mode: n.Mode, Trial: n.Trial || h.Trial, Server: h.Server,
 		Facts: each(n.Facts, func(f fleet.Fact) *handrailv1.Fact {
 			return &handrailv1.Fact{Name: f.Name, Value: f.Value, At: stampTime(f.At), Source: f.Source}
 		}),

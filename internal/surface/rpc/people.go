@@ -76,7 +76,7 @@ func (s people) Lock(ctx context.Context, r *handrailv1.LockRequest) (*handrailv
 		return nil, err
 	}
 	m, err := s.message(ctx, locked.Person)
-	return &handrailv1.LockResponse{Person: m, SessionsKilled: uint32(locked.Sessions), GrantsEnded: uint32(locked.Grants)}, err
+	return &handrailv1.LockResponse{Person: m, SessionsKilled: uint32(locked.Sessions), GrantsEnded: uint32(locked.Grants), Pending: locked.Pending}, err
 }
 
 func (s people) message(ctx context.Context, p identity.Person) (*handrailv1.Person, error) {
