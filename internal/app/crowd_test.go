@@ -13,7 +13,7 @@ import (
 
 func TestACrowdOfSilentStrangersKeepsNobodyOut(t *testing.T) {
 	address, _, _ := startFront(t, true)
-	for range maxHandshakes + 20 {
+	for range maxStrangers + 20 {
 		c, err := net.Dial("tcp", address)
 		if err != nil {
 			t.Fatal(err)

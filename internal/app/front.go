@@ -2,13 +2,14 @@ package app
 
 import (
 	"bufio"
-	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
 	"net"
 	"sync"
 	"time"
+
+	"handrail.dev/handrail/internal/foundation/crowd"
 )
 
 // front splits one port by what the first byte and ALPN say: nodes, TLS for
@@ -23,7 +24,7 @@ type front struct {
 	http *queue // plain HTTP connections
 	web  *queue // HTTP inside TLS
 
-	strangers crowd // bounds unauthenticated work
+	strangers *crowd.Crowd // bounds unauthenticated work
 }
 
 const (
@@ -31,15 +32,17 @@ const (
 	nodeProtocol = "handrail-node/1"
 	// greetTime bounds how long a stranger may take to say what it speaks.
 	greetTime = 10 * time.Second
-	// maxHandshakes bounds connections that have not yet said what they are.
-	maxHandshakes = 512
-	tlsHandshake  = 0x16
+	// maxStrangers bounds connections that have not yet said what they are,
+	// maxFromOne those of one source.
+	maxStrangers = 512
+	maxFromOne   = 256
+	tlsHandshake = 0x16
 )
 
 func newFront(conf *tls.Config, addr net.Addr, node func(context.Context, *tls.Conn)) *front {
 	return &front{
 		tls: conf, plain: onLoopback(addr), node: node,
-		http: newQueue(addr), web: newQueue(addr),
+		http: newQueue(addr), web: newQueue(addr), strangers: crowd.New(maxStrangers, maxFromOne),
 	}
 }
 
@@ -65,13 +68,13 @@ func (f *front) serve(ctx context.Context, l net.Listener) error {
 				continue
 			}
 		}
-		go f.greet(ctx, c, f.strangers.admit(c))
+		go f.greet(ctx, f.strangers.Admit(c))
 	}
 }
 
 // greet finds out what a connection speaks and hands it on.
-func (f *front) greet(ctx context.Context, raw net.Conn, release func()) {
-	defer release()
+func (f *front) greet(ctx context.Context, raw *crowd.Stranger) {
+	defer raw.Known()
 	_ = raw.SetDeadline(time.Now().Add(greetTime))
 	c := &peeked{Conn: raw, r: bufio.NewReaderSize(raw, 512)}
 	first, err := c.r.Peek(1)
@@ -95,7 +98,7 @@ func (f *front) greet(ctx context.Context, raw net.Conn, release func()) {
 	}
 	_ = raw.SetDeadline(time.Time{})
 	if t.ConnectionState().NegotiatedProtocol == nodeProtocol {
-		release()
+		raw.Known()
 		f.node(ctx, t)
 		return
 	}
@@ -107,32 +110,6 @@ func refusePlain(c net.Conn) {
 	const body = "handrail speaks HTTPS here: use https:// and the same address.\n"
 	_, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n" + body))
 	c.Close()
-}
-
-// crowd is who has not yet said what they speak. When it is full the one that
-// has been silent longest goes, never the newcomer: whoever has something to
-// say, a brake above all, says it at once and gets through a crowd that only
-// stands in the door.
-type crowd struct {
-	mu   sync.Mutex
-	line list.List // of net.Conn, the oldest first
-}
-
-// admit lets c in; release is called when c is a stranger no longer.
-func (w *crowd) admit(c net.Conn) (release func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.line.Len() >= maxHandshakes {
-		oldest := w.line.Front()
-		w.line.Remove(oldest)
-		oldest.Value.(net.Conn).Close()
-	}
-	e := w.line.PushBack(c)
-	return func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.line.Remove(e) // does nothing if it was sent away
-	}
 }
 
 // peeked is a connection whose first bytes were looked at.

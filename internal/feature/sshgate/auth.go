@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"handrail.dev/handrail/internal/foundation/crowd"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/identity"
 )
@@ -17,7 +17,7 @@ import (
 type handshake struct {
 	g       *Gate
 	ctx     context.Context
-	raw     net.Conn
+	raw     *crowd.Stranger
 	source  string
 	offered ssh.PublicKey // the last key that nobody knows; shown with the code
 	failed  string
@@ -25,9 +25,11 @@ type handshake struct {
 
 type principalKey struct{}
 
+const serverVersion = "SSH-2.0-handrail"
+
 func (h *handshake) config() *ssh.ServerConfig {
 	c := &ssh.ServerConfig{
-		MaxAuthTries: 6, ServerVersion: "SSH-2.0-handrail",
+		MaxAuthTries: 6, ServerVersion: serverVersion,
 		PublicKeyCallback:           h.publicKey,
 		KeyboardInteractiveCallback: h.code,
 	}
@@ -97,6 +99,7 @@ func (h *handshake) code(conn ssh.ConnMetadata, challenge ssh.KeyboardInteractiv
 	select {
 	case h.g.codes <- struct{}{}:
 		defer func() { <-h.g.codes }()
+		h.raw.Known() // it is silent while its person types; the number of those is bounded here
 	default:
 		_, _ = challenge("", "handrail: too many clients wait for a code; try again in a minute, or: handrail login\n", nil, nil)
 		return nil, errors.New("too many codes")

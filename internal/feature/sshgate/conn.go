@@ -2,6 +2,8 @@ package sshgate
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net"
 	"sync"
 	"time"
@@ -27,17 +29,15 @@ type conn struct {
 	noMore   bool
 }
 
-func (g *Gate) handle(ctx context.Context, raw net.Conn) {
+func (g *Gate) handle(ctx context.Context, c net.Conn) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	source := sourceOf(raw)
-	if !g.door.enter(source) {
-		return
-	}
+	source := sourceOf(c)
+	raw := g.strangers.Admit(c)
 	h := &handshake{g: g, ctx: ctx, raw: raw, source: source}
 	_ = raw.SetDeadline(time.Now().Add(g.b.HandshakeTime))
 	sc, channels, requests, err := ssh.NewServerConn(raw, h.config())
-	g.door.leave(source)
+	raw.Known()
 	if err != nil {
 		if h.failed != "" {
 			g.d.People.FailedLogin(source, h.failed)
@@ -46,16 +46,16 @@ func (g *Gate) handle(ctx context.Context, raw net.Conn) {
 	}
 	_ = raw.SetDeadline(time.Time{})
 	defer sc.Close()
-	c := &conn{g: g, ctx: ctx, raw: raw, ssh: sc}
-	c.by, _ = sc.Permissions.ExtraData[principalKey{}].(identity.Principal)
-	c.expires, _ = sc.Permissions.ExtraData[expiryKey{}].(time.Time)
-	if c.by.ID == "" {
+	x := &conn{g: g, ctx: ctx, raw: raw, ssh: sc}
+	x.by, _ = sc.Permissions.ExtraData[principalKey{}].(identity.Principal)
+	x.expires, _ = sc.Permissions.ExtraData[expiryKey{}].(time.Time)
+	if x.by.ID == "" {
 		return
 	}
-	c.host, c.level, c.userErr = ParseUser(sc.User())
-	go c.globals(requests)
+	x.host, x.level, x.userErr = ParseUser(sc.User())
+	go x.globals(requests)
 	for n := range channels {
-		c.accept(n)
+		x.accept(n)
 	}
 }
 
@@ -116,4 +116,34 @@ func (c *conn) release() {
 	c.mu.Lock()
 	c.channels--
 	c.mu.Unlock()
+}
+
+const (
+	// maxRefusals is how many at once are told why they are not let in.
+	maxRefusals = 16
+	refusalTime = 2 * time.Second
+)
+
+// turnAway tells a client in its own protocol that there is no room, as far
+// as RFC 4253 allows before keys are exchanged: a version and a disconnect.
+func (g *Gate) turnAway(c net.Conn) {
+	select {
+	case g.refusals <- struct{}{}:
+	default:
+		c.Close()
+		return
+	}
+	g.wg.Add(1)
+	go func() {
+		defer g.wg.Done()
+		defer func() { <-g.refusals }()
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(refusalTime))
+		text := fmt.Sprintf("handrail: %d connections are open here, and there is no room for more; try again in a minute", g.b.Connections)
+		if _, err := c.Write(append([]byte(serverVersion+"\r\n"), disconnect(tooManyConnections, text)...)); err != nil {
+			return
+		}
+		// What the client says must be read, or its end resets ours before it is seen.
+		_, _ = io.CopyN(io.Discard, c, 64<<10)
+	}()
 }

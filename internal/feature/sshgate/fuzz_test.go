@@ -55,14 +55,3 @@ func TestWordsOfOthersCannotMoveTheCursor(t *testing.T) {
 		t.Fatalf("got %q", got)
 	}
 }
-
-func TestHandshakesOfOneSourceAreBounded(t *testing.T) {
-	d := newDoorman(Bounds{Handshakes: 3, PerSource: 2})
-	if !d.enter("a") || !d.enter("a") || d.enter("a") || !d.enter("b") || d.enter("c") {
-		t.Fatal("the bounds do not hold")
-	}
-	d.leave("a")
-	if !d.enter("c") || len(d.by) != 3 {
-		t.Fatal("room was not given back")
-	}
-}

@@ -1,6 +1,7 @@
 package sshgate
 
 import (
+	"encoding/binary"
 	"errors"
 
 	"golang.org/x/crypto/ssh"
@@ -30,6 +31,26 @@ type exitSignal struct {
 	Core     bool
 	Text     string
 	Language string
+}
+
+// disconnectMessage is SSH_MSG_DISCONNECT (RFC 4253, 11.1).
+type disconnectMessage struct {
+	Reason   uint32 `sshtype:"1"`
+	Text     string
+	Language string
+}
+
+const tooManyConnections = 12
+
+// disconnect is that message as a packet of a connection without keys yet
+// (RFC 4253, 6).
+func disconnect(reason uint32, text string) []byte {
+	payload := ssh.Marshal(disconnectMessage{Reason: reason, Text: text})
+	const head, block = 5, 8 // u32 length, u8 padding length
+	padding := 2*block - (head+len(payload))%block
+	b := binary.BigEndian.AppendUint32(nil, uint32(1+len(payload)+padding))
+	b = append(append(b, byte(padding)), payload...)
+	return append(b, make([]byte, padding)...)
 }
 
 var errPayload = errors.New("malformed request")

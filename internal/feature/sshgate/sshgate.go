@@ -24,6 +24,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"handrail.dev/handrail/internal/feature/session"
+	"handrail.dev/handrail/internal/foundation/crowd"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/identity"
 )
@@ -54,8 +55,8 @@ type Deps struct {
 // Bounds are what strangers and clients may use; zero fields take the defaults.
 type Bounds struct {
 	Connections   int           // at once; 10,000
-	Handshakes    int           // at once; 128
-	PerSource     int           // handshakes at once from one address; 32
+	Handshakes    int           // strangers at once; 512
+	PerSource     int           // strangers at once from one address; 128
 	HandshakeTime time.Duration // 20 s
 	CodeTime      time.Duration // how long a client may wait for its code; 3 min
 	Codes         int           // clients waiting for a code at once; 32
@@ -69,8 +70,8 @@ func (b Bounds) withDefaults() Bounds {
 		}
 	}
 	num(&b.Connections, 10_000)
-	num(&b.Handshakes, 128)
-	num(&b.PerSource, 32)
+	num(&b.Handshakes, 512)
+	num(&b.PerSource, 128)
 	num(&b.Codes, 32)
 	num(&b.Channels, 10)
 	if b.HandshakeTime == 0 {
@@ -84,11 +85,12 @@ func (b Bounds) withDefaults() Bounds {
 
 // Gate is the SSH server.
 type Gate struct {
-	d     Deps
-	b     Bounds
-	door  doorman
-	codes chan struct{}
-	wg    sync.WaitGroup
+	d         Deps
+	b         Bounds
+	strangers *crowd.Crowd
+	codes     chan struct{}
+	refusals  chan struct{}
+	wg        sync.WaitGroup
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{}
@@ -100,7 +102,8 @@ func New(d Deps) *Gate {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
 	b := d.Bounds.withDefaults()
-	return &Gate{d: d, b: b, door: newDoorman(b), codes: make(chan struct{}, b.Codes), conns: map[net.Conn]struct{}{}}
+	return &Gate{d: d, b: b, strangers: crowd.New(b.Handshakes, b.PerSource), codes: make(chan struct{}, b.Codes),
+		refusals: make(chan struct{}, maxRefusals), conns: map[net.Conn]struct{}{}}
 }
 
 // Serve accepts connections until ctx ends, then closes them all and waits for
@@ -134,7 +137,7 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener) error {
 			return fault.Wrap(fault.Unavailable, err, "cannot accept SSH connections")
 		}
 		if !g.enter(c) {
-			c.Close()
+			g.turnAway(c)
 			continue
 		}
 		go func() {
@@ -169,36 +172,4 @@ func sourceOf(c net.Conn) string {
 		return c.RemoteAddr().String()
 	}
 	return host
-}
-
-// doorman bounds the handshakes of strangers.
-type doorman struct {
-	mu       *sync.Mutex
-	all, per int
-	now      int
-	by       map[string]int
-}
-
-func newDoorman(b Bounds) doorman {
-	return doorman{mu: new(sync.Mutex), all: b.Handshakes, per: b.PerSource, by: map[string]int{}}
-}
-
-func (d *doorman) enter(source string) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.now >= d.all || d.by[source] >= d.per {
-		return false
-	}
-	d.now++
-	d.by[source]++
-	return true
-}
-
-func (d *doorman) leave(source string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.now--
-	if d.by[source]--; d.by[source] <= 0 {
-		delete(d.by, source)
-	}
 }

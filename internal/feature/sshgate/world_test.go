@@ -73,6 +73,11 @@ func newWorld(t testing.TB) *world { return newWorldWith(t, recording.Bounds{}, 
 
 func newWorldWith(t testing.TB, rb recording.Bounds, sb session.Bounds) *world {
 	t.Helper()
+	return newWorldBehind(t, rb, sb, sshgate.Bounds{})
+}
+
+func newWorldBehind(t testing.TB, rb recording.Bounds, sb session.Bounds, gb sshgate.Bounds) *world {
+	t.Helper()
 	dir := t.TempDir()
 	fatal(t, keyring.Init(filepath.Join(dir, "keys"), filepath.Join(dir, "root"), origin))
 	w := &world{t: t, dir: dir, ring: must(keyring.Open(filepath.Join(dir, "keys"))), grants: &grants{force: map[string]doorway.GrantInForce{}}, node: newNode(t)}
@@ -95,7 +100,7 @@ func newWorldWith(t testing.TB, rb recording.Bounds, sb session.Bounds) *world {
 	w.recordings = must(recording.New(recording.Deps{Dir: filepath.Join(dir, "recordings"), Store: w.store, Subjects: w.ring.Subjects(), Replay: w.ring.Replay(), Bounds: rb}))
 	w.sessions = session.New(session.Deps{Store: w.store, Door: door, Hosts: hosts, People: w.people, Grants: w.grants, Rules: force, Nodes: w.node,
 		Recordings: w.recordings, Bounds: sb})
-	gate := sshgate.New(sshgate.Deps{Sessions: w.sessions, People: w.people, CodeURL: "http://localhost:4747/code",
+	gate := sshgate.New(sshgate.Deps{Sessions: w.sessions, People: w.people, CodeURL: "http://localhost:4747/code", Bounds: gb,
 		HostKeys: []ssh.Signer{must(w.ring.SSHHostSigner([]string{"127.0.0.1"})), w.ring.SSHHostKey()}})
 	ln := must(net.Listen("tcp", "127.0.0.1:0"))
 	w.addr = ln.Addr().(*net.TCPAddr)
