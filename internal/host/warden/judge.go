@@ -65,8 +65,9 @@ func (r *refusal) Error() string { return r.fault.Text }
 func (r *refusal) Unwrap() error { return r.fault }
 
 // needProof asks for the consistency proof between two trees: neither trust
-// nor alarm, the order is judged again with it.
-type needProof struct{ old, new int64 }
+// nor alarm, the order is judged again with it. at is the one of the two that
+// is known here; by the time that the proof comes, another may be.
+type needProof struct{ old, new, at int64 }
 
 func (n *needProof) Error() string {
 	return fmt.Sprintf("cannot judge yet: the proof from tree %d to %d is needed", n.old, n.new)
@@ -165,7 +166,7 @@ func (j *judge) extend(tree tlog.Tree, signed []byte, from int64, proof []tlog.H
 		err = ledger.CheckConsistency(nil, j.last, tree)
 	case j.last.N == 0:
 	case from != j.last.N:
-		return &needProof{min(tree.N, j.last.N), max(tree.N, j.last.N)}
+		return &needProof{min(tree.N, j.last.N), max(tree.N, j.last.N), j.last.N}
 	case tree.N > j.last.N:
 		err = ledger.CheckConsistency(proof, j.last, tree)
 	default:

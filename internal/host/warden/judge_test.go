@@ -403,6 +403,26 @@ func TestAnOrderOvertakenByALeaseIsStillOfTheSameLog(t *testing.T) {
 	}
 }
 
+// Another order or a lease may come between the question for a proof and its
+// answer. The proof is then of no use, but it is no fork.
+func TestAProofThatWasOvertakenIsAskedForAnew(t *testing.T) {
+	l, n := ready(t, hostPolicy{})
+	order := l.sign(l.entry(l.payload(0), nil)) // at 6
+	_, err := n.order(wire.Envelope{Order: order})
+	var asked *needProof
+	if !errors.As(err, &asked) {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := n.order(l.envelope(n.judge, l.sign(l.entry(l.payload(0), nil)))); err != nil { // at 7
+		t.Fatal(err)
+	}
+	need := (&warden{judge: n.judge}).failed(err, reply{}).Need
+	_, err = n.order(wire.Envelope{Order: order, From: need.At, Consistency: l.consistency(need.Old, need.New)})
+	if !errors.As(err, &asked) || asked.old != 6 || asked.new != 7 {
+		t.Fatalf("got %v, want to be asked for the proof from 6 to 7", err)
+	}
+}
+
 func TestWithoutAFreshLeaseNothingStarts(t *testing.T) {
 	l, n := ready(t, hostPolicy{})
 	n.now = leaseFresh + time.Millisecond

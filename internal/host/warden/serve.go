@@ -117,7 +117,7 @@ func (w *warden) failed(err error, good reply) reply {
 	}
 	var need *needProof
 	if errors.As(err, &need) {
-		return reply{Need: &Need{Old: need.old, New: need.new, At: w.judge.size()}}
+		return reply{Need: &Need{Old: need.old, New: need.new, At: need.at}}
 	}
 	f := fault.From(err)
 	out := &replyError{Kind: f.Kind.String(), Text: f.Text, Hint: f.Hint}
