@@ -18,6 +18,7 @@ import (
 
 	"github.com/hashicorp/yamux"
 	"github.com/nats-io/nats.go"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
@@ -288,6 +289,38 @@ func TestALeaseProvesThatTheLedgerOnlyGrew(t *testing.T) {
 	}
 	if second.LockEpoch != 3 || second.PolicyEpoch != 2 || second.PersonEpochs["p-00000001"] != 1 {
 		t.Errorf("the lease carries other epochs: %+v", second)
+	}
+}
+
+func TestAnOrderProvesThatTheLedgerGrewSinceTheLastOne(t *testing.T) {
+	b := newBench(t)
+	head := func() (tlog.Tree, []byte) {
+		tree, signed, err := b.store.Head(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return tree, signed
+	}
+	first, _ := head()
+	b.fleet.seen(hostA, first.N) // a lease
+	for range 3 {
+		before := b.fleet.nodes[hostA].size
+		old, _ := head()
+		b.note("more")
+		tree, signed := head()
+		var env wire.Envelope
+		size := b.fleet.addConsistency(t.Context(), &env, hostA, signed)
+		if size != tree.N || env.From != before || before != old.N {
+			t.Fatalf("an order at %d proves from %d to %d; the node was at %d", tree.N, env.From, size, old.N)
+		}
+		if err := ledger.CheckConsistency(env.Consistency, old, tree); err != nil {
+			t.Fatal(err)
+		}
+		b.fleet.proved(hostA, size)
+	}
+	b.fleet.proved(hostA, first.N) // an order that was slower than others
+	if now, _ := head(); b.fleet.nodes[hostA].size != now.N {
+		t.Error("an older order set the node back")
 	}
 }
 

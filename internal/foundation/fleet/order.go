@@ -33,7 +33,7 @@ func (f *Fleet) Start(ctx context.Context, pass doorway.Pass, host string, bulk 
 	if !pass.Valid() {
 		return nil, answer, fault.New(fault.Internal, "cannot send an order without a pass")
 	}
-	envelope, err := f.envelope(ctx, pass, host)
+	envelope, size, err := f.envelope(ctx, pass, host)
 	if err != nil {
 		return nil, answer, err
 	}
@@ -57,6 +57,7 @@ func (f *Fleet) Start(ctx context.Context, pass doorway.Pass, host string, bulk 
 		conn.Close()
 		return nil, answer, err
 	}
+	f.proved(host, size)
 	_ = conn.SetDeadline(time.Time{})
 	return &Stream{Reader: wire.NewReader(conn), Writer: wire.NewWriter(conn), conn: conn}, answer, nil
 }
@@ -71,8 +72,9 @@ func (f *Fleet) Resume(ctx context.Context, pass doorway.Pass, host string) erro
 }
 
 // envelope builds the order from the pass's own entry for this host and adds
-// the consistency proof from the tree that the node last saw.
-func (f *Fleet) envelope(ctx context.Context, pass doorway.Pass, host string) ([]byte, error) {
+// the consistency proof from the tree that the node last saw. size is that of
+// the tree that the node has seen once it accepts.
+func (f *Fleet) envelope(ctx context.Context, pass doorway.Pass, host string) (raw []byte, size int64, err error) {
 	receipt := pass.Receipt()
 	for i, e := range receipt.Entries() {
 		p, err := wire.ParseOrderPayload(e.Payload)
@@ -81,35 +83,42 @@ func (f *Fleet) envelope(ctx context.Context, pass doorway.Pass, host string) ([
 		}
 		proof, err := receipt.Proof(ctx, i)
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		order, err := wire.BuildOrder(proof, f.d.Ring.Order())
 		if err != nil {
-			return nil, fault.Wrap(fault.Internal, err, "cannot build an order")
+			return nil, 0, fault.Wrap(fault.Internal, err, "cannot build an order")
 		}
 		env := wire.Envelope{Order: order}
-		f.addConsistency(ctx, &env, host, proof.Checkpoint)
-		return env.Marshal(), nil
+		size := f.addConsistency(ctx, &env, host, proof.Checkpoint)
+		return env.Marshal(), size, nil
 	}
-	return nil, fault.New(fault.Internal, "cannot send an order to %s: the pass recorded none for it", host)
+	return nil, 0, fault.New(fault.Internal, "cannot send an order to %s: the pass recorded none for it", host)
 }
 
 // addConsistency is a courtesy that saves the node a question; on any trouble
-// the node asks for itself.
-func (f *Fleet) addConsistency(ctx context.Context, env *wire.Envelope, host string, checkpoint []byte) {
+// the node asks for itself. It returns the size of the order's own tree.
+func (f *Fleet) addConsistency(ctx context.Context, env *wire.Envelope, host string, checkpoint []byte) (size int64) {
 	f.mu.Lock()
-	size := f.nodeLocked(host).size
+	known := f.nodeLocked(host).size
 	f.mu.Unlock()
 	tree, err := f.openCheckpoint(checkpoint)
-	if err != nil || size == 0 || size == tree.N {
-		return
+	if err != nil || known == 0 || known == tree.N {
+		return tree.N
 	}
-	old, new := size, tree.N
-	if old > new {
-		old, new = new, old
+	if hashes, err := f.d.Store.Consistency(ctx, min(known, tree.N), max(known, tree.N)); err == nil {
+		env.From, env.Consistency = known, hashes
 	}
-	if hashes, err := f.d.Store.Consistency(ctx, old, new); err == nil {
-		env.From, env.Consistency = size, hashes
+	return tree.N
+}
+
+// proved notes that a node accepted an order of a tree of that size, so that
+// the next order brings the proof from there. What a lease says counts anew.
+func (f *Fleet) proved(host string, size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n := f.nodeLocked(host); size > n.size {
+		n.size = size
 	}
 }
 
