@@ -175,7 +175,7 @@ var fences = []struct{ what, who string }{
 	{"github.com/nats-io/", "internal/foundation/fleet internal/foundation/wire internal/host/link"},
 	{"github.com/cedar-policy/", "internal/foundation/policy"},
 	{"github.com/a-h/templ", "internal/surface/web"},
-	{"os/exec", "internal/host internal/surface/cli internal/app cmd/handrail-node"},
+	{"os/exec", "internal/host internal/surface/cli internal/app"},
 	{"golang.org/x/sys/unix", "internal/host internal/app"},
 }
 

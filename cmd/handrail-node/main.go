@@ -22,7 +22,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/host/keeper"
 	"handrail.dev/handrail/internal/host/link"
-	"handrail.dev/handrail/internal/host/warden"
+	"handrail.dev/handrail/internal/host/role"
 )
 
 const usage = `handrail-node: reach this host through handrail
@@ -33,12 +33,9 @@ const usage = `handrail-node: reach this host through handrail
 Options: --data DIR (default /var/lib/handrail for root), --hostname NAME (join), --server HOST:PORT (join, repeatable)
 `
 
-// linkAccount is the uid and gid of the link where this program is root: just
-// below the range of session uids, with no line in passwd needed.
-const linkAccount = 1_879_040_001
-
 func main() {
-	keeper.Main() // never returns in a session's processes
+	role.Main()   // never returns in a process that is to become a role
+	keeper.Main() // nor in a session's
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil {
@@ -52,24 +49,19 @@ func main() {
 	}
 }
 
-// options are the flags of all subcommands.
+// options are the flags of join and run.
 type options struct {
-	data, hostname, tokenFile, socket string
-	servers                           []string
-	linkUID                           int
-	trial                             bool
+	data, hostname, tokenFile string
+	servers                   []string
 }
 
 func parse(name string, args []string) (options, error) {
-	o := options{data: defaultData()}
+	var o options
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
-	fs.StringVar(&o.data, "data", o.data, "")
+	fs.StringVar(&o.data, "data", "", "")
 	fs.StringVar(&o.hostname, "hostname", "", "")
 	fs.StringVar(&o.tokenFile, "token-file", "", "")
-	fs.StringVar(&o.socket, "socket", "", "")
-	fs.IntVar(&o.linkUID, "link-uid", os.Geteuid(), "")
-	fs.BoolVar(&o.trial, "trial", false, "")
 	fs.Func("server", "", func(s string) error { o.servers = append(o.servers, s); return nil })
 	if err := fs.Parse(args); err != nil {
 		return o, fault.Wrap(fault.Invalid, err, "cannot read the command line").WithHint("handrail-node help")
@@ -78,29 +70,26 @@ func parse(name string, args []string) (options, error) {
 		return o, fault.New(fault.Invalid, "cannot use %q here", fs.Arg(0)).WithHint("handrail-node help")
 	}
 	var err error
-	o.data, err = filepath.Abs(o.data)
+	if o.data == "" {
+		o.data, err = role.DefaultDir()
+	} else {
+		o.data, err = filepath.Abs(o.data)
+	}
 	return o, err
-}
-
-func defaultData() string {
-	if os.Geteuid() == 0 {
-		return "/var/lib/handrail"
-	}
-	if home, err := os.UserHomeDir(); err == nil {
-		return filepath.Join(home, ".local", "share", "handrail")
-	}
-	return "handrail-data"
 }
 
 func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		args = []string{"help"}
 	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if role.IsHalf(args[0]) {
+		return role.RunHalf(ctx, args[0], args[1:], version(), log)
+	}
 	o, err := parse(args[0], args[1:])
 	if err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	switch args[0] {
 	case "help", "-h", "--help":
 		_, err := fmt.Print(usage)
@@ -111,12 +100,7 @@ func run(ctx context.Context, args []string) error {
 	case "join":
 		return join(ctx, o)
 	case "run":
-		return watch(ctx, o, log)
-	case "warden":
-		return warden.Run(ctx, warden.Config{Dir: o.data, Socket: o.socket, LinkUID: o.linkUID, LinkGID: o.linkUID,
-			Hide: []string{filepath.Dir(o.data)}, Trial: o.trial, Confine: true, Version: version(), Log: log})
-	case "link":
-		return link.Run(ctx, link.Config{Dir: o.data, Socket: o.socket, Version: version(), Log: log})
+		return role.RunNode(ctx, o.data, version(), os.Stderr, log)
 	}
 	return fault.New(fault.Invalid, "cannot do %q", args[0]).WithHint("handrail-node help")
 }
@@ -128,16 +112,12 @@ func join(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	if err := prepare(o.data); err != nil {
-		return err
-	}
-	opts := link.JoinOptions{Hostname: o.hostname, Addresses: o.servers, UID: linkUID(), GID: linkUID()}
-	joined, err := link.Join(ctx, token, filepath.Join(o.data, "link"), opts)
+	at, err := role.Prepare(o.data, false)
 	if err != nil {
 		return err
 	}
-	pin := warden.Pin{Node: joined.Node, RootHash: joined.RootHash, Bundle: joined.Bundle}
-	if err := warden.SetPin(filepath.Join(o.data, "warden"), pin); err != nil {
+	joined, err := at.Join(ctx, token, link.JoinOptions{Hostname: o.hostname, Addresses: o.servers})
+	if err != nil {
 		return err
 	}
 	fmt.Fprintf(os.Stderr, "joined as %s (%s); next: handrail-node run\n", joined.Name, joined.Node)
@@ -164,41 +144,6 @@ func readToken(path string) (string, error) {
 		return "", fault.Wrap(fault.Invalid, err, "cannot read the token")
 	}
 	return line, nil
-}
-
-// linkUID is the account of the link.
-func linkUID() int {
-	if os.Geteuid() == 0 {
-		return linkAccount
-	}
-	return os.Geteuid()
-}
-
-// prepare makes the folders: each half has its own, which the other may not enter.
-func prepare(data string) error {
-	for _, d := range []struct {
-		dir  string
-		mode os.FileMode
-		uid  int
-	}{
-		{data, 0o711, os.Geteuid()},
-		{filepath.Join(data, "warden"), 0o700, os.Geteuid()},
-		{filepath.Join(data, "link"), 0o700, linkUID()},
-		{filepath.Join(data, "run"), 0o711, os.Geteuid()},
-		{filepath.Join(data, "run", "warden"), 0o711, os.Geteuid()},
-	} {
-		err := os.MkdirAll(d.dir, d.mode)
-		if err == nil {
-			err = os.Chmod(d.dir, d.mode)
-		}
-		if err == nil && os.Geteuid() == 0 {
-			err = os.Lchown(d.dir, d.uid, d.uid)
-		}
-		if err != nil {
-			return fault.Wrap(fault.Unavailable, err, "cannot prepare %s", d.dir).WithHint("handrail-node join --data DIR with a folder of your own")
-		}
-	}
-	return nil
 }
 
 func version() string {

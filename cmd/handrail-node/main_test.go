@@ -43,16 +43,3 @@ func TestATokenIsReadFromAFile(t *testing.T) {
 		t.Fatal(got, err)
 	}
 }
-
-func TestEachHalfHasAFolderOfItsOwn(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "data")
-	if err := prepare(dir); err != nil {
-		t.Fatal(err)
-	}
-	for name, mode := range map[string]os.FileMode{"warden": 0o700, "link": 0o700, "run": 0o711} {
-		fi, err := os.Stat(filepath.Join(dir, name))
-		if err != nil || fi.Mode().Perm() != mode {
-			t.Errorf("%s: %v %v", name, fi, err)
-		}
-	}
-}

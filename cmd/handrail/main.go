@@ -12,6 +12,7 @@ import (
 	"handrail.dev/handrail/internal/app"
 	"handrail.dev/handrail/internal/host/keeper"
 	"handrail.dev/handrail/internal/host/lab"
+	"handrail.dev/handrail/internal/host/role"
 	"handrail.dev/handrail/internal/host/sandbox/attack"
 	"handrail.dev/handrail/internal/surface/cli"
 )
@@ -20,7 +21,8 @@ import (
 var version = "0.1.0-dev"
 
 func main() {
-	keeper.Main() // returns unless this process was started to hold a session
+	role.Main()   // returns unless this process was started to become a role
+	keeper.Main() // or to hold a session
 	lab.Main()    // or to be a lab host
 	attack.Main() // or to be a probe of the attack suite
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)

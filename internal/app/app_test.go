@@ -119,49 +119,6 @@ func TestOffLoopbackPlainTextIsToldToUseHTTPS(t *testing.T) {
 	}
 }
 
-func TestADataFolderThatOthersMayWriteIsRefused(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "data")
-	if err := os.Mkdir(dir, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	_, err := place(dir).prepare(os.Geteuid() == 0)
-	if fault.KindOf(err) != fault.Denied || fault.From(err).Hint == "" {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestARolesFolderThatIsALinkIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink("/etc", filepath.Join(dir, "server")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := place(dir).prepare(os.Geteuid() == 0); fault.KindOf(err) != fault.Denied {
-		t.Errorf("got %v", err)
-	}
-}
-
-func TestASecondStartSaysWhoHasTheFolder(t *testing.T) {
-	p := place(t.TempDir())
-	first, err := p.lock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer first.Close()
-	if err := (running{PID: 4711, Listen: "127.0.0.1:7080"}).write(first); err != nil {
-		t.Fatal(err)
-	}
-	_, err = p.lock()
-	if fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "4711") {
-		t.Errorf("got %v", err)
-	}
-}
-
 func TestOnlyTheOwnerIsHeardAtTheLocalDoor(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("calling under other accounts needs root")

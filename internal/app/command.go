@@ -14,14 +14,14 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/host/link"
-	"handrail.dev/handrail/internal/host/warden"
+	"handrail.dev/handrail/internal/host/role"
 )
 
 // Commands are the commands that run a role on this machine.
 func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{
 		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), doctorCommand(), configCommand(),
-		serverCommand(version), enterCommand(), serverRoleCommand(version), wardenCommand(version), linkCommand(version),
+		serverCommand(version), serverRoleCommand(version), halfCommand("warden", "root", version), halfCommand("link", "network", version),
 	}
 }
 
@@ -79,20 +79,6 @@ func demoCommand(version string) *cobra.Command {
 	return cmd
 }
 
-// enterCommand is how the supervisor's child gives up root; see Enter.
-func enterCommand() *cobra.Command {
-	var uid, gid int
-	var bind string
-	cmd := &cobra.Command{
-		Use: "enter -- ROLE …", Hidden: true, Args: cobra.MinimumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return Enter(uid, gid, bind, args) },
-	}
-	cmd.Flags().IntVar(&uid, "uid", -1, "account")
-	cmd.Flags().IntVar(&gid, "gid", -1, "group")
-	cmd.Flags().StringVar(&bind, "bind", "", "folder to show at "+enterPlace)
-	return cmd
-}
-
 // serverCommand is the server without a node of this machine.
 func serverCommand(version string) *cobra.Command {
 	c := UpConfig{Version: version, Log: logger(), ServerOnly: true}
@@ -138,7 +124,7 @@ func serverRoleCommand(version string) *cobra.Command {
 					return err
 				}
 			}
-			return RunServer(cmd.Context(), c, func() { fmt.Println(readyLine) })
+			return RunServer(cmd.Context(), c, role.SayReady)
 		},
 	}
 	f := cmd.Flags()
@@ -197,43 +183,21 @@ func givenCertificate(certFD, keyFD int) (*tls.Certificate, error) {
 	return &cert, nil
 }
 
-func wardenCommand(version string) *cobra.Command {
-	c := warden.Config{Version: version}
-	cmd := &cobra.Command{
-		Use: "warden", Hidden: true, Args: cobra.NoArgs,
-		Short: "Run the node's root half alone",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c.Log, c.LinkGID, c.Confine = logger(), c.LinkUID, true
-			return warden.Run(cmd.Context(), c)
+// halfCommand is one of the node's two roles; its flags are between it and
+// whoever starts it.
+func halfCommand(name, what, version string) *cobra.Command {
+	return &cobra.Command{
+		Use: name, Hidden: true, DisableFlagParsing: true,
+		Short: "Run the node's " + what + " half alone",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return role.RunHalf(cmd.Context(), name, args, version, logger())
 		},
 	}
-	cmd.Flags().StringVar(&c.Dir, "data", "", "the warden's folder")
-	cmd.Flags().StringVar(&c.Socket, "socket", "", "unix socket for the link")
-	cmd.Flags().IntVar(&c.LinkUID, "link-uid", os.Geteuid(), "account of the link")
-	cmd.Flags().StringSliceVar(&c.Hide, "hide", nil, "folders that no session may see")
-	cmd.Flags().BoolVar(&c.Trial, "trial", false, "this node cannot be production")
-	return cmd
-}
-
-func linkCommand(version string) *cobra.Command {
-	c := link.Config{Version: version}
-	cmd := &cobra.Command{
-		Use: "link", Hidden: true, Args: cobra.NoArgs,
-		Short: "Run the node's network half alone",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c.Log = logger()
-			fmt.Println(readyLine)
-			return link.Run(cmd.Context(), c)
-		},
-	}
-	cmd.Flags().StringVar(&c.Dir, "data", "", "the link's folder")
-	cmd.Flags().StringVar(&c.Socket, "socket", "", "the warden's socket")
-	return cmd
 }
 
 func joinCommand() *cobra.Command {
-	var c NodeConfig
-	var file string
+	var data, file string
+	var o link.JoinOptions
 	cmd := &cobra.Command{
 		Use:   "join",
 		Short: "Join this machine to an installation as a host",
@@ -242,21 +206,29 @@ func joinCommand() *cobra.Command {
   handrail join --token-file invite   # read it from a file`,
 		Args: cobra.NoArgs, PreRunE: configure,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			dir, err := dataFolder(data)
+			if err != nil {
+				return err
+			}
 			token, err := readToken(cmd, file)
 			if err != nil {
 				return err
 			}
-			joined, err := JoinHost(cmd.Context(), c, token)
+			at, err := role.Prepare(dir, false)
+			if err != nil {
+				return err
+			}
+			joined, err := at.Join(cmd.Context(), token, o)
 			if err != nil {
 				return err
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "joined as %s (%s)\n", joined.Name, joined.Node)
-			fmt.Fprintf(cmd.ErrOrStderr(), "start it: handrail node --data %s\n", c.shown())
+			fmt.Fprintf(cmd.ErrOrStderr(), "start it: handrail node --data %s\n", dir)
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&c.Data, "data", "", "folder for the node's data")
-	cmd.Flags().StringVar(&c.Hostname, "name", "", "this host's name (default: its hostname)")
+	cmd.Flags().StringVar(&data, "data", "", "folder for the node's data")
+	cmd.Flags().StringVar(&o.Hostname, "name", "", "this host's name (default: its hostname)")
 	cmd.Flags().StringVar(&file, "token-file", "", "file that holds the token")
 	return cmd
 }
@@ -302,7 +274,7 @@ func (l onlyLine) Read(p []byte) (int, error) {
 }
 
 func nodeCommand(version string) *cobra.Command {
-	c := NodeConfig{Version: version, Log: logger()}
+	var data string
 	cmd := &cobra.Command{
 		Use:   "node",
 		Short: "Run this machine's node, after join",
@@ -310,10 +282,13 @@ func nodeCommand(version string) *cobra.Command {
   handrail node --data /var/lib/handrail     # from another folder`,
 		Args: cobra.NoArgs, PreRunE: configure,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c.Out = cmd.ErrOrStderr()
-			return Node(cmd.Context(), c)
+			dir, err := dataFolder(data)
+			if err != nil {
+				return err
+			}
+			return role.RunNode(cmd.Context(), dir, version, cmd.ErrOrStderr(), logger())
 		},
 	}
-	cmd.Flags().StringVar(&c.Data, "data", "", "folder of the node's data")
+	cmd.Flags().StringVar(&data, "data", "", "folder of the node's data")
 	return cmd
 }

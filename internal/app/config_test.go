@@ -38,7 +38,7 @@ func TestAFlagWinsOverTheEnvironmentWhichWinsOverTheFile(t *testing.T) {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
-	if dir, err := defaultPlace(); err != nil || dir != "/of/file" {
+	if dir, err := dataFolder(""); err != nil || dir != "/of/file" {
 		t.Errorf("a command that asks for no folder uses %q, %v", dir, err)
 	}
 	all, err := explained()

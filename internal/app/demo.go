@@ -15,6 +15,7 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/host/lab"
+	"handrail.dev/handrail/internal/host/role"
 )
 
 // The demo is a real installation with a story: three lab hosts, four people
@@ -85,7 +86,7 @@ func (d *demo) home(person string) string { return filepath.Join(d.dir, "people"
 func (d *demo) as(ctx context.Context, person string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, ownProgram, args...)
+	cmd := exec.CommandContext(ctx, role.Program, args...)
 	cmd.Env = append(os.Environ(), "HANDRAIL_HOME="+d.home(person), "NO_COLOR=1")
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -250,7 +251,7 @@ func (d *demo) play(ctx context.Context) error {
 
 // live keeps one session for the visitor to watch.
 func (d *demo) live(ctx context.Context) {
-	cmd := exec.CommandContext(ctx, ownProgram, "ssh", "-t", "web-1", "--", "top -b -d 2")
+	cmd := exec.CommandContext(ctx, role.Program, "ssh", "-t", "web-1", "--", "top -b -d 2")
 	cmd.Env = append(os.Environ(), "HANDRAIL_HOME="+d.home("developer"), "TERM=xterm")
 	if err := cmd.Run(); err != nil && ctx.Err() == nil {
 		d.log.Warn("the demo's live session ended", "error", err)

@@ -5,36 +5,38 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"handrail.dev/handrail/internal/host/role"
 )
 
-func made(t *testing.T) (place, accounts) {
+func made(t *testing.T) role.Place {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	p := place(dir)
-	own, err := p.prepare(os.Geteuid() == 0)
+	at, err := role.Prepare(dir, true)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := makeKeys(p, own, os.Geteuid() == 0); err != nil {
+	if err := makeKeys(at); err != nil {
 		t.Fatal(err)
 	}
-	return p, own
+	return at
 }
 
 func TestTheSupervisorGivesNothingAwayInAFolderThatTheServerHasHad(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("only root gives files away")
 	}
-	p, own := made(t)
+	at := made(t)
+	p := place(at.Dir)
 	// What a server that was taken over would bring under this path.
 	foreign := filepath.Join(p.keys(), "subjects", "foreign")
 	if err := os.WriteFile(foreign, []byte("root's"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := makeKeys(p, own, true); err != nil {
+	if err := makeKeys(at); err != nil {
 		t.Fatal(err)
 	}
 	info, err := os.Lstat(foreign)
@@ -47,7 +49,8 @@ func TestTheSupervisorGivesNothingAwayInAFolderThatTheServerHasHad(t *testing.T)
 }
 
 func TestTheRootKeySignsNoBundleForAServerThatClaimsAHalfMadeRing(t *testing.T) {
-	p, own := made(t)
+	at := made(t)
+	p := place(at.Dir)
 	if err := os.WriteFile(filepath.Join(p.keys(), "making"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +58,7 @@ func TestTheRootKeySignsNoBundleForAServerThatClaimsAHalfMadeRing(t *testing.T) 
 	if err := os.Remove(bundle); err != nil {
 		t.Fatal(err)
 	}
-	_ = makeKeys(p, own, os.Geteuid() == 0) // whether it says so is the server's to find
+	_ = makeKeys(at) // whether it says so is the server's to find
 	if _, err := os.Lstat(bundle); err == nil {
 		t.Error("the root key signed a second first bundle")
 	}
@@ -74,7 +77,7 @@ func TestGivingAwayFollowsNoLinkOutOfTheFolder(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "keys")); err != nil {
 		t.Fatal(err)
 	}
-	_ = giveTo(dir, "keys/victim", rangeStart) // refused is as good as nothing done
+	_ = giveTo(dir, "keys/victim", 4711) // refused is as good as nothing done
 	info, err := os.Lstat(victim)
 	if err != nil {
 		t.Fatal(err)

@@ -2,7 +2,6 @@ package app
 
 import (
 	"net"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -31,13 +30,4 @@ func peerUID(c net.Conn) (int, error) {
 		return 0, fault.Wrap(fault.Internal, credErr, "cannot read the peer's account")
 	}
 	return int(cred.Uid), nil
-}
-
-// lockThread ties the calling goroutine to its thread for good.
-func lockThread() { runtime.LockOSThread() }
-
-// lockFolder takes the one lock of a data folder. The lock goes with the
-// process, so a crash leaves nothing behind.
-func lockFolder(fd int) error {
-	return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
 }

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"io/fs"
@@ -12,13 +11,13 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/link"
+	"handrail.dev/handrail/internal/host/role"
 	"handrail.dev/handrail/internal/host/sandbox"
 	"handrail.dev/handrail/internal/host/warden"
 )
@@ -26,7 +25,7 @@ import (
 // UpConfig is what `handrail up` was asked for. The zero value is everything
 // embedded on this machine.
 type UpConfig struct {
-	Data      string // "": defaultPlace
+	Data      string // "": the default
 	Listen    string // "": loopback, the first free port from 7080
 	SSHListen string // "": loopback, the first free port from 7022
 	Database  string // "": SQLite in the data folder
@@ -65,13 +64,11 @@ func Up(ctx context.Context, c UpConfig) error {
 	if err != nil {
 		return err
 	}
-	p := place(dir)
-	root := isRoot()
-	own, err := p.prepare(root)
+	at, err := role.Prepare(dir, true)
 	if err != nil {
 		return err
 	}
-	lock, err := p.lock()
+	lock, err := at.Lock()
 	if err != nil {
 		return err
 	}
@@ -82,25 +79,14 @@ func Up(ctx context.Context, c UpConfig) error {
 	}
 	defer page.Close()
 	defer ssh.Close()
-	if err := makeKeys(p, own, root); err != nil {
+	if err := makeKeys(at); err != nil {
 		return err
 	}
-	if err := (running{os.Getpid(), page.Addr().String(), ssh.Addr().String(), c.Version}).write(lock); err != nil {
-		return fault.Wrap(fault.Unavailable, err, "cannot write to the data folder")
+	if err := lock.Say(role.Running{PID: os.Getpid(), Listen: page.Addr().String(), SSH: ssh.Addr().String(), Version: c.Version}); err != nil {
+		return err
 	}
-	s := &supervisor{p: p, own: own, root: root, c: c, page: page, ssh: ssh, report: sandbox.Probe(ctx, []string{string(p)})}
+	s := &supervisor{at: at, c: c, page: page, ssh: ssh, report: sandbox.Probe(ctx, []string{dir})}
 	return s.run(ctx)
-}
-
-func dataFolder(dir string) (string, error) {
-	if dir == "" {
-		return defaultPlace()
-	}
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return "", fault.Wrap(fault.Invalid, err, "cannot use data folder %q", dir)
-	}
-	return abs, nil
 }
 
 // openPorts opens both ports before anything is written. A port that was
@@ -145,7 +131,8 @@ func openPort(what, flag, asked string, first int) (*net.TCPListener, error) {
 // would be done to whatever the server had put in that place. So a file that
 // only the owner can write says that the ring is made. If we crash before it is
 // written, the server has not run yet and all is done again.
-func makeKeys(p place, own accounts, root bool) error {
+func makeKeys(at role.Place) error {
+	p := place(at.Dir)
 	if _, err := os.Lstat(p.keysMade()); err == nil {
 		if _, err := os.Lstat(p.keys()); err != nil {
 			return fault.Wrap(fault.Conflict, err, "cannot start: the keys of this installation are gone").
@@ -160,8 +147,8 @@ func makeKeys(p place, own accounts, root bool) error {
 	if err := keyring.Init(p.keys(), p.rootKey(), "handrail/"+strings.ToLower(host)); err != nil {
 		return err
 	}
-	if root {
-		if err := giveTo(p.server(), "keys", own.Server); err != nil {
+	if at.Root {
+		if err := giveTo(p.server(), "keys", at.Server); err != nil {
 			return err
 		}
 	}
@@ -189,40 +176,35 @@ func giveTo(dir, name string, uid int) error {
 
 // supervisor starts the roles in order and stops them in the reverse.
 type supervisor struct {
-	p         place
-	own       accounts
-	root      bool
+	at        role.Place
 	c         UpConfig
 	page, ssh *net.TCPListener
 	report    sandbox.Report
 
-	madeAccount bool   // the account for write sessions was made just now
-	quiet       func() // mutes the link
+	madeAccount bool // the account for write sessions was made just now
 }
 
 func (s *supervisor) run(ctx context.Context) error {
-	server, err := s.serverRole()
+	serverRole, err := s.serverRole()
 	if err != nil {
 		return err
 	}
-	stopNode := func() {}
-	stopServer := s.start(ctx, server)
+	node := role.NewWatch(s.at, os.Stdout, os.Stderr, s.c.Log)
+	server := role.NewWatch(s.at, os.Stdout, os.Stderr, s.c.Log)
 	// The server ends its sessions through the node, so the node goes last.
 	defer func() {
-		if s.quiet != nil {
-			s.quiet()
-		}
-		stopServer()
-		stopNode()
+		node.Mute()
+		server.Stop()
+		node.Stop()
 	}()
-	if err := server.waitReady(ctx, upTime); err != nil {
-		return fault.Wrap(fault.Unavailable, err, "cannot start").WithHint("the lines above say why; handrail doctor")
+	if err := server.Start(ctx, serverRole); err != nil {
+		return err
 	}
 	if !s.c.ServerOnly {
 		if err := s.joinSelf(ctx); err != nil {
 			return err
 		}
-		if stopNode, err = s.startNode(ctx); err != nil {
+		if s.madeAccount, err = node.StartNode(ctx, s.report); err != nil {
 			return err
 		}
 	}
@@ -242,45 +224,11 @@ func (s *supervisor) run(ctx context.Context) error {
 	return nil
 }
 
-// start runs a role and returns what stops it and waits.
-func (s *supervisor) start(parent context.Context, r *role) (stop func()) {
-	// Not derived from parent: a role stops when its turn comes, not before.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(parent))
-	var wg sync.WaitGroup
-	wg.Go(func() { r.run(ctx, s.c.Log) })
-	return func() {
-		cancel()
-		wg.Wait()
-	}
-}
+func (s *supervisor) mode() string { return s.at.Mode(s.report) }
 
-// at is a path below the data folder as that account's role sees it.
-func (s *supervisor) at(uid int, part ...string) string {
-	if s.bindFor(uid) != "" {
-		return place(enterPlace).at(part...)
-	}
-	return s.p.at(part...)
-}
-
-// bindFor is the folder to bind for a role whose account may not reach it.
-func (s *supervisor) bindFor(uid int) string {
-	if s.root && !mayEnter(uid, string(s.p)) {
-		return string(s.p)
-	}
-	return ""
-}
-
-// plainRole is a role without root, under its own account.
-func (s *supervisor) plainRole(name string, uid int, args ...string) *role {
-	if s.root {
-		args = enterArgs(uid, uid, s.bindFor(uid), args)
-	}
-	return newRole(name, args...)
-}
-
-func (s *supervisor) serverRole() (*role, error) {
+func (s *supervisor) serverRole() (role.Role, error) {
 	args := []string{
-		"server-role", "--data", s.at(s.own.Server), "--shown-data", string(s.p), "--owner", strconv.Itoa(os.Geteuid()),
+		"server-role", "--data", s.at.Seen(s.at.Server), "--shown-data", s.at.Dir, "--owner", strconv.Itoa(os.Geteuid()),
 		"--mode", s.mode(), "--url", s.c.URL,
 	}
 	for _, m := range s.report.Missing {
@@ -289,20 +237,19 @@ func (s *supervisor) serverRole() (*role, error) {
 	if s.c.Demo {
 		args = append(args, "--demo")
 	}
-	r := s.plainRole("server", s.own.Server, args...)
-	r.env = append(r.env, databaseEnv+"="+s.c.Database)
+	r := role.Role{Name: "server", Args: args, Account: s.at.Server, Env: []string{databaseEnv + "=" + s.c.Database}}
 	for _, l := range []*net.TCPListener{s.page, s.ssh} {
 		f, err := l.File()
 		if err != nil {
-			return nil, fault.Wrap(fault.Internal, err, "cannot hand a port to the server")
+			return r, fault.Wrap(fault.Internal, err, "cannot hand a port to the server")
 		}
-		r.files = append(r.files, f)
+		r.Files = append(r.Files, f)
 	}
-	return r, s.addCertificate(r)
+	return r, s.addCertificate(&r)
 }
 
 // addCertificate hands the given certificate on as open files.
-func (s *supervisor) addCertificate(r *role) error {
+func (s *supervisor) addCertificate(r *role.Role) error {
 	if s.c.Cert == "" && s.c.Key == "" {
 		return nil
 	}
@@ -311,61 +258,43 @@ func (s *supervisor) addCertificate(r *role) error {
 		if err != nil {
 			return fault.Wrap(fault.Invalid, err, "cannot read the certificate").WithHint("give both: --cert FILE --key FILE")
 		}
-		r.files = append(r.files, f)
+		r.Files = append(r.Files, f)
 	}
-	r.args = append(r.args, "--given-cert")
+	r.Args = append(r.Args, "--given-cert")
 	return nil
-}
-
-func (s *supervisor) wardenArgs() []string {
-	args := []string{
-		"warden", "--data", s.p.warden(), "--socket", s.p.wardenSock(), "--link-uid", strconv.Itoa(s.own.Link),
-		"--hide", string(s.p),
-	}
-	if s.mode() != wire.ModeRoot {
-		args = append(args, "--trial")
-	}
-	return args
 }
 
 // joinSelf makes this machine the first host, once. It goes the way every
 // host goes: a token, a key made here, a pin.
 func (s *supervisor) joinSelf(ctx context.Context) error {
-	if link.IsJoined(s.p.link()) {
+	if s.at.Joined() {
 		return nil
 	}
 	host, _ := os.Hostname()
-	answer, err := askLocal(ctx, string(s.p), "join", localQuestion{Hostname: host, Mode: s.mode(), Trial: s.mode() != wire.ModeRoot})
+	answer, err := askLocal(ctx, s.at.Dir, "join", localQuestion{Hostname: host, Mode: s.mode(), Trial: s.mode() != wire.ModeRoot})
 	if err != nil {
 		return err
 	}
-	options := link.JoinOptions{Hostname: host}
-	if s.root {
-		options.UID, options.GID = s.own.Link, s.own.Link
-	}
-	joined, err := link.Join(ctx, answer.Token, s.p.link(), options)
-	if err != nil {
-		return err
-	}
-	return warden.SetPin(s.p.warden(), warden.Pin{Node: joined.Node, RootHash: joined.RootHash, Bundle: joined.Bundle})
+	_, err = s.at.Join(ctx, answer.Token, link.JoinOptions{Hostname: host})
+	return err
 }
 
 // greet prints what a person needs to begin.
 func (s *supervisor) greet(ctx context.Context) (Running, error) {
-	answer, err := askLocal(ctx, string(s.p), "login", localQuestion{})
+	answer, err := askLocal(ctx, s.at.Dir, "login", localQuestion{})
 	// After bootstrap there is no link: the server's own account is no way in.
 	if err != nil && fault.KindOf(err) != fault.Conflict && fault.KindOf(err) != fault.Denied {
 		return Running{}, err
 	}
 	_, sshPort, _ := net.SplitHostPort(s.ssh.Addr().String())
 	r := Running{
-		Data: string(s.p), URL: pageURL(s.page.Addr()), SSH: s.ssh.Addr().String(), Link: answer.Link, Mode: s.mode(),
+		Data: s.at.Dir, URL: pageURL(s.page.Addr()), SSH: s.ssh.Addr().String(), Link: answer.Link, Mode: s.mode(),
 	}
 	if s.c.Quiet {
 		return r, nil
 	}
 	host, _ := os.Hostname()
-	fmt.Fprintln(s.c.Out, modeLine(s.mode(), s.report))
+	fmt.Fprintln(s.c.Out, s.at.ModeLine(s.report))
 	fmt.Fprintf(s.c.Out, "\n  data    %s\n", r.Data)
 	if r.Link != "" {
 		fmt.Fprintf(s.c.Out, "  page    %s\n          opens once, within 15 minutes\n", r.Link)
@@ -385,20 +314,6 @@ func (s *supervisor) greet(ctx context.Context) (Running, error) {
 	}
 	fmt.Fprintf(s.c.Out, "Ctrl-C stops it. To remove everything: %s\n", remove)
 	return r, nil
-}
-
-func modeLine(mode string, report sandbox.Report) string {
-	missing := ""
-	if len(report.Missing) > 0 {
-		missing = "\n  lacking: " + strings.Join(report.Missing, "\n           ")
-	}
-	switch mode {
-	case wire.ModeRoot:
-		return fmt.Sprintf("handrail runs as root: each session has an account of its own (floor %s).%s", report.Floor, missing)
-	case wire.ModeUserNamespace:
-		return fmt.Sprintf("handrail runs in a user namespace: this installation is a trial and cannot be production (floor %s).%s", report.Floor, missing)
-	}
-	return "handrail runs without shells: this kernel gives no sandbox. Everything else works." + missing
 }
 
 func pageURL(a net.Addr) string {
@@ -427,14 +342,4 @@ func LocalToken(ctx context.Context, dir string) (string, error) {
 	}
 	answer, err := askLocal(ctx, dir, "login", localQuestion{})
 	return answer.Token, err
-}
-
-// readRunning reads what runs on a data folder.
-func readRunning(dir string) (running, error) {
-	var r running
-	data, err := os.ReadFile(place(dir).at("up.json"))
-	if err != nil {
-		return r, err
-	}
-	return r, json.Unmarshal(data, &r)
 }

@@ -34,6 +34,8 @@ type Config struct {
 	Log     *slog.Logger // nil: discard
 	// Dial reaches a server; nil is the network's own.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Ready is called once it begins; nil is nobody.
+	Ready func()
 	// Connected is told of every established connection; nil is nobody.
 	Connected func(address string)
 }
@@ -66,6 +68,9 @@ func Run(ctx context.Context, c Config) error {
 	}
 	l := &link{c: c, id: id, warden: warden.NewClient(c.Socket), log: c.Log}
 	defer l.warden.Close()
+	if c.Ready != nil {
+		c.Ready()
+	}
 	backoff := firstBackoff
 	for i := 0; ; i++ {
 		address := id.Addresses[i%len(id.Addresses)]

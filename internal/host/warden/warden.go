@@ -32,6 +32,7 @@ type Config struct {
 	Trial   bool     // this installation can never be production
 	Confine bool     // give up all Capabilities but those listed; not where other code runs in this process
 	Version string
+	Ready   func()               // called once it listens; nil: nobody asks
 	Boot    func() time.Duration // nil: CLOCK_BOOTTIME
 	Log     *slog.Logger         // nil: discard
 }
@@ -72,6 +73,9 @@ func Run(ctx context.Context, c Config) error {
 		w.watch(ctx)
 	}()
 	context.AfterFunc(ctx, func() { l.Close() })
+	if c.Ready != nil {
+		c.Ready()
+	}
 	err = w.accept(ctx, l, &wg)
 	cancel()
 	w.run.stopWhere(keeper.WhyStopped, func(*live) bool { return true })

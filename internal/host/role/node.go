@@ -1,0 +1,157 @@
+package role
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/link"
+	"handrail.dev/handrail/internal/host/sandbox"
+	"handrail.dev/handrail/internal/host/warden"
+)
+
+// Names of the node's roles, which are also the commands that run them.
+const (
+	wardenName = "warden"
+	linkName   = "link"
+)
+
+// Joined says whether this machine's node has joined an installation.
+func (p Place) Joined() bool { return link.IsJoined(p.At(linkName)) }
+
+// Join makes this machine a host of an installation: the key is made here, the
+// token names the server and its root key, nothing is trusted on first use.
+func (p Place) Join(ctx context.Context, token string, o link.JoinOptions) (link.Joined, error) {
+	if p.Joined() {
+		return link.Joined{}, fault.New(fault.Conflict, "cannot join: %s is joined already", p.Dir).
+			WithHint("to join another installation, remove %s first", p.Dir)
+	}
+	if p.Root {
+		o.UID, o.GID = p.Link, p.Link
+	}
+	joined, err := link.Join(ctx, token, p.At(linkName), o)
+	if err != nil {
+		return joined, err
+	}
+	return joined, warden.SetPin(p.At(wardenName), warden.Pin{Node: joined.Node, RootHash: joined.RootHash, Bundle: joined.Bundle})
+}
+
+// RunNode runs the node of a machine that has joined until ctx ends.
+func RunNode(ctx context.Context, dir, version string, out io.Writer, log *slog.Logger) error {
+	if !link.IsJoined(Place{Dir: dir}.At(linkName)) {
+		return fault.New(fault.NotFound, "cannot run a node: this machine has not joined").
+			WithHint("handrail host invite (on the server), then here: %s join --data %s", programName(), dir)
+	}
+	p, err := Prepare(dir, false)
+	if err != nil {
+		return err
+	}
+	lock, err := p.Lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := lock.Say(Running{PID: os.Getpid(), Version: version}); err != nil {
+		return err
+	}
+	report := sandbox.Probe(ctx, []string{dir})
+	w := NewWatch(p, out, os.Stderr, log)
+	defer w.Stop()
+	if _, err := w.StartNode(ctx, report); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, p.ModeLine(report))
+	<-ctx.Done()
+	return nil
+}
+
+// programName is what this program is called: handrail or handrail-node.
+func programName() string {
+	name := os.Args[0]
+	return name[strings.LastIndexByte(name, '/')+1:]
+}
+
+// StartNode starts the warden, then the link. It says whether it made the
+// account for write sessions.
+func (w *Watch) StartNode(ctx context.Context, report sandbox.Report) (madeAccount bool, err error) {
+	p, mode := w.place, w.place.Mode(report)
+	if mode == wire.ModeRoot {
+		if madeAccount, err = warden.ProvideWriteAccount(ctx); err != nil {
+			w.log.Warn("write sessions may lack their account", "error", err)
+		}
+	}
+	err = w.Start(ctx, Role{Name: wardenName, Account: os.Geteuid(), Args: []string{
+		wardenName, "--data", p.At(wardenName), "--socket", p.At("run", wardenName, "warden.sock"), "--link-uid", strconv.Itoa(p.Link),
+		"--hide", p.Dir, "--trial=" + strconv.FormatBool(mode != wire.ModeRoot),
+	}})
+	if err == nil {
+		err = w.Start(ctx, Role{Name: linkName, Account: p.Link, Args: []string{
+			linkName, "--data", p.Seen(p.Link, linkName), "--socket", p.Seen(p.Link, "run", wardenName, "warden.sock"),
+		}})
+	}
+	return madeAccount, err
+}
+
+// IsHalf says whether that command is one of the node's roles.
+func IsHalf(name string) bool { return name == wardenName || name == linkName }
+
+// RunHalf is one of the node's roles, with the arguments that StartNode gives.
+func RunHalf(ctx context.Context, name string, args []string, version string, log *slog.Logger) error {
+	var dir, socket string
+	w := warden.Config{Version: version, Log: log, Confine: true, Ready: SayReady}
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.StringVar(&dir, "data", "", "the role's folder")
+	fs.StringVar(&socket, "socket", "", "the warden's unix socket")
+	if name == wardenName {
+		fs.IntVar(&w.LinkUID, "link-uid", os.Geteuid(), "account of the link")
+		fs.BoolVar(&w.Trial, "trial", false, "this node cannot be production")
+		fs.Func("hide", "folder that no session may see", func(s string) error { w.Hide = append(w.Hide, s); return nil })
+	}
+	err := fs.Parse(args)
+	if err == nil && fs.NArg() > 0 {
+		err = fault.New(fault.Invalid, "%q does not belong here", fs.Arg(0))
+	}
+	if err != nil {
+		return fault.Wrap(fault.Invalid, err, "cannot run the %s", name).WithHint("the node starts it, with what it needs")
+	}
+	if name == wardenName {
+		w.Dir, w.Socket, w.LinkGID = dir, socket, w.LinkUID
+		return warden.Run(ctx, w)
+	}
+	return link.Run(ctx, link.Config{Dir: dir, Socket: socket, Version: version, Log: log, Ready: SayReady})
+}
+
+// Mode is what this machine's node can be: what the sandbox is, not who
+// started it, since root of a container may get no more than everybody does.
+func (p Place) Mode(report sandbox.Report) string {
+	switch {
+	case report.Floor == sandbox.Brokered:
+		return wire.ModeNoShells
+	case p.Root && report.Mode == sandbox.RootMode:
+		return wire.ModeRoot
+	}
+	return wire.ModeUserNamespace
+}
+
+// ModeLine says so to people.
+func (p Place) ModeLine(report sandbox.Report) string {
+	missing := ""
+	if len(report.Missing) > 0 {
+		missing = "\n  lacking: " + strings.Join(report.Missing, "\n           ")
+	}
+	switch p.Mode(report) {
+	case wire.ModeRoot:
+		return fmt.Sprintf("handrail runs as root: each session has an account of its own (floor %s).%s", report.Floor, missing)
+	case wire.ModeUserNamespace:
+		return fmt.Sprintf("handrail runs in a user namespace: this installation is a trial and cannot be production (floor %s).%s", report.Floor, missing)
+	}
+	return "handrail runs without shells: this kernel gives no sandbox. Everything else works." + missing
+}
