@@ -180,7 +180,7 @@ func (s *Server) openPeople(ctx context.Context) error {
 }
 
 func (s *Server) openDoor(context.Context) error {
-	kinds := slices.Concat(access.Kinds(), roster.Kinds(s.people, s.hosts, s.force))
+	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force))
 	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
 	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
 	s.access = access.New(access.Deps{

@@ -130,7 +130,7 @@ func (h *house) start() {
 	})
 	fatal(h.t, err)
 	h.store, h.people, h.hosts, h.policy = s, identity.New(identity.Deps{Store: s}), target.NewHosts(s), policy.NewForce(s)
-	h.approvals = approval.New(approval.Deps{Store: s, People: h.people, Kinds: access.Kinds()})
+	h.approvals = approval.New(approval.Deps{Store: s, People: h.people, Kinds: access.Kinds(h.hosts)})
 	h.sessions = &sessions{ended: map[string]string{}, done: make(chan string, 100)}
 	door := doorway.New(doorway.Deps{Store: s, People: h.people, Hosts: h.hosts, Policy: h.policy, Grants: access.Standing{}})
 	h.access = access.New(access.Deps{Store: s, Door: door, Approvals: h.approvals, Policy: h.policy, Hosts: h.hosts, People: h.people, Sessions: h.sessions})

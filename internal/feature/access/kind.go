@@ -11,6 +11,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/target"
 )
 
 // The kinds of request that grants bring.
@@ -20,7 +21,9 @@ const (
 )
 
 // Kinds are the approval kinds of grants; hand them to approval.New.
-func Kinds() []approval.Kind { return []approval.Kind{grantKind{}, ratificationKind{}} }
+func Kinds(hosts *target.Hosts) []approval.Kind {
+	return []approval.Kind{grantKind{hosts}, ratificationKind{}}
+}
 
 // request is the exact bytes that people agree to.
 type request struct {
@@ -189,7 +192,7 @@ func (g Grant) CannotContain() []string {
 }
 
 // grantKind is the request for a grant.
-type grantKind struct{}
+type grantKind struct{ hosts *target.Hosts }
 
 func (grantKind) Name() string { return KindGrant }
 
@@ -227,9 +230,29 @@ func last(a approval.Approval) string {
 	return a.Decisions[len(a.Decisions)-1].Person
 }
 
-func (grantKind) Approved(tx *store.Tx, a approval.Approval) ([]ledger.Entry, error) {
+// asShown refuses when a host is not any more what the approvers were shown: a
+// grant for eight hours on a dev host is none on production.
+func (k grantKind) asShown(tx *store.Tx, g Grant) error {
+	for _, t := range g.Targets {
+		h, err := k.hosts.GetTx(tx, t.ID)
+		if err != nil {
+			return err
+		}
+		now := targetsOf([]target.Host{h})[0]
+		if now.Name = t.Name; now != t {
+			return fault.New(fault.Conflict, "cannot approve grant %s: %s was %s, %s, when it was asked for, and is %s, %s", g.ID, t.Name, t.Environment, t.Scope, now.Environment, now.Scope).
+				WithHint("%s asks anew: handrail elevate %s", g.PersonName, now.Name)
+		}
+	}
+	return nil
+}
+
+func (k grantKind) Approved(tx *store.Tx, a approval.Approval) ([]ledger.Entry, error) {
 	g, err := loadTx(tx, a)
 	if err != nil {
+		return nil, err
+	}
+	if err := k.asShown(tx, g); err != nil {
 		return nil, err
 	}
 	by := last(a)
@@ -294,9 +317,9 @@ func (ratificationKind) Ended(tx *store.Tx, a approval.Approval, state approval.
 	if err != nil || g.State != Active && g.State != Paused || state == approval.Withdrawn {
 		return nil, err
 	}
-	event := Event{Kind: EventEnd, By: last(a), Why: Unratified}
-	if len(a.Decisions) > 0 {
-		event.Notes = a.Decisions[len(a.Decisions)-1].Reason
+	event := Event{Kind: EventEnd, By: ledger.System, Why: Unratified} // nobody came, or too few
+	if state == approval.Denied {
+		event.By, event.Notes = last(a), a.Decisions[len(a.Decisions)-1].Reason
 	}
 	_, entries, _, err := applyTx(tx, g, event)
 	return entries, err

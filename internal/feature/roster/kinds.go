@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -114,23 +115,33 @@ type kind[Q any] struct {
 
 func (k kind[Q]) Name() string { return k.name }
 
-func (k kind[Q]) parse(request []byte) (Q, error) {
-	var q Q
-	d := json.NewDecoder(bytes.NewReader(request))
+func (k kind[Q]) parse(signed []byte) (request []byte, q Q, err error) {
+	var a asked
+	if err = oneForm(signed, &a); err == nil {
+		err = oneForm(a.Request, &q)
+	}
+	if err != nil {
+		return nil, q, fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", k.name)
+	}
+	return a.Request, q, nil
+}
+
+// oneForm reads JSON that has one form only: what people sign cannot say one
+// thing to a reader and another to a parser.
+func oneForm(text []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()
-	if err := d.Decode(&q); err != nil {
-		return q, fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", k.name)
+	if err := d.Decode(into); err != nil {
+		return err
 	}
-	// A request has one form: what people sign cannot say one thing to a reader
-	// and another to a parser.
-	if again, err := json.Marshal(q); err != nil || !bytes.Equal(again, request) {
-		return q, fault.New(fault.Invalid, "cannot read the request of kind %s: it is not in its one form", k.name)
+	if again, err := json.Marshal(into); err != nil || !bytes.Equal(again, text) {
+		return errors.New("it is not in its one form")
 	}
-	return q, nil
+	return nil
 }
 
 func (k kind[Q]) Describe(q store.Queryer, request []byte) (approval.Description, error) {
-	parsed, err := k.parse(request)
+	_, parsed, err := k.parse(request)
 	if err != nil {
 		return approval.Description{}, err
 	}
@@ -138,10 +149,11 @@ func (k kind[Q]) Describe(q store.Queryer, request []byte) (approval.Description
 }
 
 func (k kind[Q]) Approved(tx *store.Tx, a approval.Approval) ([]ledger.Entry, error) {
-	parsed, err := k.parse(a.Request)
+	request, parsed, err := k.parse(a.Request)
 	if err != nil {
 		return nil, err
 	}
+	a.Request = request // a right is for the words, whenever they were asked
 	return k.approved(tx, a, parsed)
 }
 

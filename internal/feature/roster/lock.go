@@ -115,11 +115,14 @@ func (r *Roster) lockTx(tx *store.Tx, l lock, out *Locked) ([]ledger.Entry, erro
 		return nil, err
 	}
 	out.Person = who
-	if r.EndGrants == nil {
-		return entries, nil
+	if r.EndGrants != nil {
+		ended, more, err := r.EndGrants(tx, who.ID, l.by.ID, l.reason)
+		if err != nil {
+			return nil, err
+		}
+		out.Grants, entries = ended, append(entries, more...)
 	}
-	ended, more, err := r.EndGrants(tx, who.ID, l.by.ID, l.reason)
-	out.Grants = ended
+	more, err := r.Approvals.WithdrawAllTx(tx, l.by.ID, who.ID, "locked")
 	return append(entries, more...), err
 }
 

@@ -19,7 +19,9 @@
 package roster
 
 import (
+	"bytes"
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"sync"
 	"time"
@@ -114,6 +116,14 @@ type right struct {
 
 const selectRight = `SELECT approval, kind, requester, request, subject, expires, used FROM roster_rights `
 
+// asked is what people sign: the request, and that it was asked for this once. A
+// signature over an earlier request with the same words agrees to nothing.
+type asked struct {
+	V       int             `json:"v"`
+	Once    string          `json:"once"`
+	Request json.RawMessage `json:"request"`
+}
+
 func leaveRight(tx *store.Tx, a approval.Approval, subject string) error {
 	_, err := tx.Exec(`INSERT INTO roster_rights (approval, kind, requester, request, subject, expires, used) VALUES ($1, $2, $3, $4, $5, $6, 0)`,
 		a.ID, a.Kind, a.Requester, string(a.Request), subject, tx.Now().Add(rightFor).UnixMicro())
@@ -199,7 +209,11 @@ func (r *Roster) do(ctx context.Context, by identity.Principal, c change) (appro
 				return nil, err
 			}
 		}
-		a, entries, err := r.Approvals.RequestTx(tx, by, c.kind, request, rule)
+		once, err := json.Marshal(asked{V: 1, Once: hex.EncodeToString(tx.Random(16)), Request: request})
+		if err != nil {
+			return nil, fault.Wrap(fault.Internal, err, "cannot ask for approval")
+		}
+		a, entries, err := r.Approvals.RequestTx(tx, by, c.kind, once, rule)
 		approvalID = a.ID
 		return entries, err
 	}
@@ -244,7 +258,11 @@ func (r *Roster) alreadyAsked(q store.Queryer, by identity.Principal, kind strin
 		return err
 	}
 	for _, a := range open {
-		if a.Requester == by.ID && a.Kind == kind && string(a.Request) == string(request) {
+		var before asked
+		if a.Requester != by.ID || a.Kind != kind || json.Unmarshal(a.Request, &before) != nil {
+			continue
+		}
+		if bytes.Equal(before.Request, request) {
 			return fault.New(fault.NeedsApproval, "cannot do this yet: your request %s waits for somebody to approve it", a.ID).
 				WithHint("ask somebody in %s to run: handrail approve %s", a.Rule.Groups[0], a.ID)
 		}

@@ -2,10 +2,13 @@ package roster_test
 
 import (
 	"context"
+	"crypto/rand"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/foundation/approval"
@@ -303,6 +306,48 @@ func TestAnInvitedHostJoinsOnceAndABadRequestDoesNotUseTheInvitationUp(t *testin
 	}
 	_, _, err = h.roster.Join(t.Context(), invited.Secret, "web-1", nodeRequest(t), "192.0.2.1")
 	want(t, err, fault.Unauthenticated, "wrong, used, or expired")
+}
+
+// The same words asked for twice are two requests: the signature for the first,
+// which everybody can read in the ledger, agrees to nothing.
+func TestASignatureForAnEarlierRequestOfTheSameWordsAgreesToNothing(t *testing.T) {
+	h, ada, bob := moved(t)
+	ask := func() approval.Approval {
+		t.Helper()
+		asked, err := h.roster.AddPerson(t.Context(), ada.Principal, "cy", []string{"admin"}, "")
+		must(t, err)
+		a, err := h.approvals.Get(t.Context(), asked.Approval)
+		must(t, err)
+		return a
+	}
+	agree := func(a approval.Approval, ev approval.Evidence) error {
+		return h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+			_, entries, err := h.approvals.ApproveTx(tx, bob.Principal, a.ID, a.Hash, ev)
+			return entries, err
+		})
+	}
+	first := ask()
+	sig, err := bob.key.Sign(rand.Reader, identity.ApprovalMessage(first.Hash))
+	must(t, err)
+	old := approval.Evidence{DeviceSignature: ssh.Marshal(sig)}
+	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, entries, err := h.approvals.DenyTx(tx, bob.Principal, first.ID, "not her")
+		return entries, err
+	}))
+	second := ask()
+	want(t, agree(second, old), fault.Denied, "no device of yours made this signature")
+}
+
+func TestALockTakesWhatThePersonHadAskedForWithIt(t *testing.T) {
+	h, ada, bob := moved(t)
+	asked, err := h.roster.AddPerson(t.Context(), ada.Principal, "puppet", []string{"admin"}, "")
+	must(t, err)
+	_, err = h.roster.Lock(t.Context(), bob.Principal, "ada", "stolen laptop")
+	must(t, err)
+	if a, err := h.approvals.Get(t.Context(), asked.Approval); err != nil || a.State != approval.Withdrawn || a.EndedBy != bob.ID {
+		t.Errorf("%+v %v", a, err)
+	}
+	want(t, h.approve(bob, asked.Approval), fault.Conflict, "withdrawn")
 }
 
 func TestAHostThatJoinsFromTheServersOwnMachineIsKnownAsIt(t *testing.T) {

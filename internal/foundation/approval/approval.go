@@ -14,6 +14,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"strings"
 	"time"
 
@@ -322,14 +323,15 @@ func (s *Approvals) ShowTx(q store.Queryer, by identity.Principal, a Approval, n
 		d = Description{Subject: a.Subject, Summary: a.RequesterName + " asks for " + a.Kind, Details: []Detail{{Name: "cannot be shown", Value: err.Error()}}}
 		return Shown{Approval: a, Description: d, MayNot: err}, nil
 	}
-	voter, err := s.voterTx(q, by, now)
+	voter, err := s.voterTx(q, by, a, now)
 	if err != nil {
 		return Shown{}, err
 	}
 	return Shown{Approval: a, Description: d, MayNot: a.May(voter, now)}, nil
 }
 
-func (s *Approvals) voterTx(q store.Queryer, by identity.Principal, now time.Time) (Voter, error) {
+// voterTx is somebody as they may decide about a request now.
+func (s *Approvals) voterTx(q store.Queryer, by identity.Principal, a Approval, now time.Time) (Voter, error) {
 	v := Voter{Person: by.ID, Name: by.Name, Kind: by.Kind, ReadOnly: by.ReadOnly, Locked: by.Locked}
 	if by.Kind != identity.KindPerson {
 		return v, nil
@@ -344,7 +346,43 @@ func (s *Approvals) voterTx(q store.Queryer, by identity.Principal, now time.Tim
 	}
 	v.Name, v.Kind, v.Groups, v.Bootstrap = p.Name, p.Kind, p.Groups, state.Active
 	v.Locked = v.Locked || p.LockedAt != 0
+	asks, err := s.people.GetTx(q, a.Requester)
+	if err != nil && fault.KindOf(err) != fault.NotFound {
+		return v, err
+	}
+	v.ForLocked = err != nil || asks.LockedAt != 0
 	return v, nil
+}
+
+// voidTx is whose earlier approval counts no more, and why.
+func (s *Approvals) voidTx(q store.Queryer, a Approval) (map[string]string, error) {
+	void := map[string]string{}
+	for _, d := range a.Decisions {
+		if d.Verdict != Approved || d.Void != "" {
+			continue
+		}
+		p, err := s.people.GetTx(q, d.Person)
+		if err != nil && fault.KindOf(err) != fault.NotFound {
+			return nil, err
+		}
+		key := d.Signature == nil
+		if err == nil && !key {
+			held, err := s.people.Credentials(q, d.Person)
+			if err != nil {
+				return nil, err
+			}
+			key = slices.ContainsFunc(held, func(c identity.Credential) bool { return c.ID == d.Signature.Credential && c.Revoked == 0 })
+		}
+		switch {
+		case err != nil || p.LockedAt != 0:
+			void[d.Person] = "they were locked since"
+		case len(common(d.Groups, p.Groups)) != len(d.Groups):
+			void[d.Person] = "they left " + names(d.Groups) + " since"
+		case !key:
+			void[d.Person] = "the key they signed with was taken away since"
+		}
+	}
+	return void, nil
 }
 
 // ApproveTx records that a person agrees to exactly these bytes. With the last
@@ -355,7 +393,7 @@ func (s *Approvals) ApproveTx(tx *store.Tx, by identity.Principal, id string, ha
 	if err != nil {
 		return Approval{}, nil, err
 	}
-	voter, err := s.voterTx(tx, by, tx.Now())
+	voter, err := s.voterTx(tx, by, a, tx.Now())
 	if err != nil {
 		return Approval{}, nil, err
 	}
@@ -366,7 +404,11 @@ func (s *Approvals) ApproveTx(tx *store.Tx, by identity.Principal, id string, ha
 	if err != nil {
 		return Approval{}, nil, err
 	}
-	a, err = Step(a, Event{To: Approved, By: voter, Hash: hash}, tx.Now())
+	void, err := s.voidTx(tx, a)
+	if err != nil {
+		return Approval{}, nil, err
+	}
+	a, err = Step(a, Event{To: Approved, By: voter, Hash: hash, Void: void}, tx.Now())
 	if err != nil {
 		return Approval{}, nil, err
 	}
@@ -379,7 +421,7 @@ func (s *Approvals) DenyTx(tx *store.Tx, by identity.Principal, id, reason strin
 	if err != nil {
 		return Approval{}, nil, err
 	}
-	voter, err := s.voterTx(tx, by, tx.Now())
+	voter, err := s.voterTx(tx, by, a, tx.Now())
 	if err != nil {
 		return Approval{}, nil, err
 	}
@@ -405,6 +447,24 @@ func (s *Approvals) WithdrawTx(tx *store.Tx, by, id, reason string) ([]ledger.En
 	}
 	_, entries, err := s.settleTx(tx, a, ActionWithdrawn, by)
 	return entries, err
+}
+
+// WithdrawAllTx ends every open request of a person: nothing is agreed to for
+// somebody who was locked.
+func (s *Approvals) WithdrawAllTx(tx *store.Tx, by, requester, reason string) ([]ledger.Entry, error) {
+	open, err := store.All[string](tx, `SELECT id FROM approvals WHERE requester = $1 AND state = $2 ORDER BY id`, requester, string(Requested))
+	if err != nil {
+		return nil, err
+	}
+	var all []ledger.Entry
+	for _, id := range open {
+		entries, err := s.WithdrawTx(tx, by, id, reason)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, entries...)
+	}
+	return all, nil
 }
 
 // settleTx saves a step and lets the kind act on its result.
@@ -526,7 +586,7 @@ func (a Approval) Authority() wire.Authority {
 		out.Signatures = append(out.Signatures, *a.Signed)
 	}
 	for _, d := range a.Decisions {
-		if d.Verdict == Approved && d.Signature != nil {
+		if d.Verdict == Approved && d.Void == "" && d.Signature != nil {
 			out.Signatures = append(out.Signatures, *d.Signature)
 		}
 	}

@@ -49,6 +49,7 @@ type Decision struct {
 	Reason    string          `json:"reason,omitempty"`
 	At        int64           `json:"at"` // µs
 	Signature *wire.Signature `json:"signature,omitempty"`
+	Void      string          `json:"void,omitempty"` // why it counts no more; they may decide again
 }
 
 // SignedBy says with what they signed: passkey, device, or login (only while the
@@ -100,6 +101,7 @@ type Voter struct {
 	Bootstrap      bool // the installation is new: young credentials may decide
 	MayApproveFrom time.Time
 	Signature      *wire.Signature
+	ForLocked      bool // whoever asks is locked: nothing is agreed to for them
 }
 
 // Event is one thing that happens to a request.
@@ -108,6 +110,9 @@ type Event struct {
 	By     Voter
 	Hash   []byte // Approved: what the approver saw
 	Reason string
+	// Void is whose earlier approval counts no more, and why: between the first
+	// approval and the last somebody can be locked, regrouped, or lose the key.
+	Void map[string]string
 }
 
 // Step applies an event. It is pure: the same arguments give the same result,
@@ -152,7 +157,13 @@ func decide(a Approval, e Event, now time.Time) (Approval, error) {
 	} else if err := checkEvidence(a, e, now); err != nil {
 		return a, err
 	}
-	a.Decisions = append(slices.Clone(a.Decisions), d)
+	a.Decisions = slices.Clone(a.Decisions)
+	for i, earlier := range a.Decisions {
+		if why := e.Void[earlier.Person]; why != "" && earlier.Void == "" {
+			a.Decisions[i].Void = why
+		}
+	}
+	a.Decisions = append(a.Decisions, d)
 	a.Version++
 	if e.To == Approved && a.Rule.satisfied(a.Decisions) {
 		a.State, a.Decided = Approved, at
@@ -188,13 +199,15 @@ func mayDecide(a Approval, by Voter) error {
 		return refuse("locked", "who is locked may do nothing")
 	case by.ReadOnly:
 		return refuse("code-reads-only", "a connection that came by a code may only read")
+	case by.ForLocked:
+		return refuse("locked", "%s, who asks, is locked", a.RequesterName)
 	case by.Person == a.Requester:
 		return refuse("never-your-own", "nobody decides their own request, admins included")
 	case len(common(by.Groups, a.Rule.Groups)) == 0:
 		return refuse("approve", "it takes somebody in %s", who)
 	}
 	for _, d := range a.Decisions {
-		if d.Person == by.Person {
+		if d.Person == by.Person && d.Void == "" {
 			return fault.New(fault.Conflict, "cannot decide %s: you said %s already", a.ID, d.Verdict)
 		}
 	}
@@ -227,7 +240,7 @@ func checkEvidence(a Approval, e Event, now time.Time) error {
 func (r Rule) satisfied(decisions []Decision) bool {
 	var yes []Decision
 	for _, d := range decisions {
-		if d.Verdict == Approved {
+		if d.Verdict == Approved && d.Void == "" {
 			yes = append(yes, d)
 		}
 	}

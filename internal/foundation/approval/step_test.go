@@ -142,8 +142,14 @@ func TestARequestIsApprovedOnlyByEnoughOthers(t *testing.T) {
 			by.Signature.Kind = rapid.SampledFrom([]string{"device", "passkey"}).Draw(t, "signature")
 			e := Event{
 				To: rapid.SampledFrom([]State{Approved, Approved, Approved, Denied, Lapsed, Withdrawn}).Draw(t, "to"),
-				By: by, Hash: a.Hash,
+				By: by, Hash: a.Hash, Void: map[string]string{},
 			}
+			for _, d := range a.Decisions {
+				if rapid.IntRange(0, 3).Draw(t, "void") == 0 {
+					e.Void[d.Person] = "they were locked since"
+				}
+			}
+			e.By.ForLocked = rapid.IntRange(0, 9).Draw(t, "for locked") == 0
 			if rapid.IntRange(0, 4).Draw(t, "hash") == 0 {
 				e.Hash = SubjectHash("grant", []byte("something else"))
 			}
@@ -160,12 +166,20 @@ func TestARequestIsApprovedOnlyByEnoughOthers(t *testing.T) {
 		people := map[string]bool{}
 		count := 0
 		for _, d := range a.Decisions {
+			if d.Void != "" {
+				continue
+			}
 			if people[d.Person] || d.Person == "p-ada" {
 				t.Fatalf("%s decided twice, or their own request", d.Person)
 			}
 			people[d.Person] = true
 			if d.Verdict == Approved {
 				count++
+			}
+		}
+		for _, s := range a.Authority().Signatures {
+			if !people[s.Person] {
+				t.Fatalf("a write order would carry the signature of %s, which counts no more", s.Person)
 			}
 		}
 		if a.State == Approved && count < rule.Needed {
@@ -187,7 +201,7 @@ func checkStep(t *rapid.T, before, after Approval, e Event, now time.Time, err e
 	if e.To != Approved && e.To != Denied {
 		return
 	}
-	if e.By.Person == "p-ada" || e.By.Kind != "person" || e.By.Locked || now.UnixMicro() >= before.Lapses {
+	if e.By.ForLocked || e.By.Person == "p-ada" || e.By.Kind != "person" || e.By.Locked || now.UnixMicro() >= before.Lapses {
 		t.Fatalf("decided by %+v at %v", e.By, now)
 	}
 	if e.To == Approved && (!bytes.Equal(e.Hash, before.Hash) || before.Rule.Passkey && e.By.Signature.Kind != "passkey" || now.Before(e.By.MayApproveFrom)) {
