@@ -380,6 +380,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)
 	run(below, "followers", s.follow)
+	run(below, "watchers", s.sessions.RecheckLoop)
 	run(above, "control socket", func(ctx context.Context) error { return door.serve(ctx, control) })
 	run(above, "ssh gateway", func(ctx context.Context) error { return s.gate.Serve(ctx, s.c.SSHListener) })
 	run(above, "port", func(ctx context.Context) error {

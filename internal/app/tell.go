@@ -111,12 +111,22 @@ func (s *Server) follow(ctx context.Context) error {
 			s.notices.Publish(n)
 		}
 		s.loudly(e)
+		if watchersMayChange(e) {
+			s.sessions.Recheck()
+		}
 		return nil
 	})
 	if ctx.Err() != nil {
 		return nil
 	}
 	return err
+}
+
+// watchersMayChange says whether an entry can make that somebody who watches a
+// session may no longer.
+func watchersMayChange(e store.Recorded) bool {
+	noun, _, _ := strings.Cut(string(e.Parsed.Action), ".")
+	return noun == "person" || noun == "policy" || noun == "credential" || e.Parsed.Action == identity.LoginEnded
 }
 
 func eventsOf(e store.Recorded) []notice.Event {

@@ -141,6 +141,34 @@ func TestSomebodyWatches(t *testing.T) {
 	ada.ok("ledger", "verify")
 }
 
+func TestALockEndsWhatSomebodyLooksAt(t *testing.T) {
+	needRoot(t)
+	i := up(t, t.TempDir())
+	ada := i.first()
+	host := ada.hostname()
+	ben := ada.add("ben", "operator")
+
+	shell := ada.start("ssh", host, "--", "echo up; sleep 300")
+	shell.waitFor("up")
+	id := i.liveSession(ada)
+	joined := ben.start("watch", id)
+	joined.waitFor("up")
+	followed := ben.start("requests", "--follow")
+	var before, after asked
+	ada.json(&before, "elevate", host, "--reason", "before the lock", "-o", "json")
+	followed.waitFor(before.Approval)
+	ada.ok("lock", "ben", "--reason", "lost laptop")
+	joined.waitFor("lost laptop")
+	joined.wait()
+	ada.json(&after, "elevate", host, "--reason", "after the lock", "-o", "json")
+	followed.wait()
+	if out := followed.out.String(); strings.Contains(out, after.Approval) {
+		t.Errorf("a locked person goes on to see:\n%s", out)
+	}
+	ada.ok("stop", id, "--reason", "done")
+	shell.wait()
+}
+
 // liveSession is the id of the one live session.
 func (i *installation) liveSession(p person) (id string) {
 	i.t.Helper()

@@ -185,8 +185,9 @@ func (s *Sessions) EndByGrant(grant, why, text string) int {
 }
 
 // EndByPerson ends every session of a person who was locked: one brake to every
-// node, which kills and remembers the epoch, then each session here. Whoever
-// locks calls it after the lock has committed.
+// node, which kills and remembers the epoch, then each session here, and sends
+// them out of the sessions of others. Whoever locks calls it after the lock has
+// committed.
 func (s *Sessions) EndByPerson(ctx context.Context, person string, epoch int64, reason string) int {
 	if person == "" {
 		return 0
@@ -207,6 +208,7 @@ func (s *Sessions) EndByPerson(ctx context.Context, person string, epoch int64, 
 			n++
 		}
 	}
+	s.sendOutPerson(person, endingText(WhyLocked, reason))
 	<-done
 	return n
 }

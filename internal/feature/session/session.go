@@ -244,6 +244,7 @@ type Sessions struct {
 	d       Deps
 	b       Bounds
 	tickets tickets
+	recheck chan struct{} // capacity 1: who watches is looked at anew
 
 	mu     sync.Mutex
 	live   map[string]*Live
@@ -262,7 +263,7 @@ func New(d Deps) *Sessions {
 	if d.LockEpoch == nil {
 		d.LockEpoch = func(store.Queryer) (int64, error) { return 0, nil }
 	}
-	return &Sessions{d: d, b: d.Bounds.withDefaults(), live: map[string]*Live{}, tickets: newTickets()}
+	return &Sessions{d: d, b: d.Bounds.withDefaults(), live: map[string]*Live{}, tickets: newTickets(), recheck: make(chan struct{}, 1)}
 }
 
 // Shutdown ends every session and waits for their closing entries, or for ctx.

@@ -2,7 +2,9 @@ package session
 
 import (
 	"context"
+	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"handrail.dev/handrail/internal/feature/recording"
@@ -34,6 +36,7 @@ type Attachment struct {
 	q     *queue
 	since time.Time
 	once  sync.Once
+	out   atomic.Bool // sent out: nothing typed here acts any more
 }
 
 // Session is the session as it is now.
@@ -59,6 +62,8 @@ func (a *Attachment) Recv(ctx context.Context) (Event, error) {
 // Send takes what this end types or asks for.
 func (a *Attachment) Send(e Event) error {
 	switch {
+	case a.out.Load():
+		return io.ErrClosedPipe
 	case a.mode == ModeOwner:
 		return a.l.Send(e)
 	case a.mode == ModeJoin && (e.Kind == Input || e.Kind == Signal):
@@ -163,7 +168,7 @@ func (s *Sessions) Watch(ctx context.Context, by identity.Principal, id string, 
 	if err := s.admitWatcher(ctx, by, l, mode); err != nil {
 		return nil, err
 	}
-	return l.enter(by, mode)
+	return s.seat(l, by, mode)
 }
 
 // enter adds a watcher who was let through.
@@ -316,7 +321,7 @@ func (s *Sessions) Attach(id, word string) (*Attachment, error) {
 		return nil, fault.New(fault.Unauthenticated, "cannot attach: the ticket is unknown, used or older than %s", brief(ticketFor))
 	}
 	if t.mode != ModeOwner {
-		return t.l.enter(t.by, t.mode)
+		return s.seat(t.l, t.by, t.mode)
 	}
 	a := &Attachment{l: t.l, by: t.by, mode: ModeOwner, q: newQueue(s.b.OwnerQueue), since: time.Now()}
 	if err := t.l.Own(queueOwner{a.q}); err != nil {

@@ -65,6 +65,20 @@ func (s *script) Close() error {
 	return nil
 }
 
+// typed is the input that the node got by now.
+func (s *script) typed() (all string) {
+	for {
+		select {
+		case f := <-s.in:
+			if f.t == wire.FrameStdin {
+				all += string(f.p)
+			}
+		default:
+			return all
+		}
+	}
+}
+
 func (s *script) says(text string) { s.out <- frame{wire.FrameStdout, []byte(text)} }
 func (s *script) exits(e wire.Exit) {
 	s.out <- frame{wire.FrameExit, wire.EncodeExit(e)}
@@ -238,14 +252,22 @@ func (w *world) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
 	fatal(w.t, err)
 }
 
+// person is somebody who is logged in.
 func (w *world) person(name string, groups ...string) identity.Principal {
 	w.t.Helper()
-	var p identity.Person
+	var secret string
 	w.record(func(tx *store.Tx) (e []ledger.Entry, err error) {
-		p, e, err = w.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
-		return e, err
+		p, e, err := w.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
+		if err != nil {
+			return nil, err
+		}
+		var made ledger.Entry
+		secret, made, err = w.people.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
+		return append(e, made), err
 	})
-	return identity.Principal{ID: p.ID, Name: p.Name, Kind: identity.KindPerson, Groups: p.Groups, Epoch: p.Epoch}
+	login, _, _, err := w.people.Redeem(context.Background(), secret, nil, "", identity.ViaBrowser, "192.0.2.1")
+	fatal(w.t, err)
+	return must(w.people.Authenticate(context.Background(), login.Bearer))
 }
 
 func (w *world) grant(by identity.Principal, g doorway.GrantInForce) {

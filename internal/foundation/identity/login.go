@@ -189,6 +189,23 @@ func (p *People) LoginOf(ctx context.Context, by Principal) (Login, error) {
 	return login, err
 }
 
+// Still says why the login that a principal came by is worth nothing any more,
+// for whatever outlasts the call that it was made in. nil: it still counts.
+func (p *People) Still(ctx context.Context, by Principal) error {
+	var rows []bearerRow
+	err := p.store.View(ctx, func(v *store.View) (err error) {
+		rows, err = store.All[bearerRow](v, selectLogin+`WHERE l.id = $1 AND l.person = $2`, by.Login, by.ID)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(rows) == 0 {
+		return notLoggedIn()
+	}
+	return p.live(rows[0], time.Now())
+}
+
 func loginByID(q store.Queryer, id string) (Login, error) {
 	rows, err := store.All[bearerRow](q, selectLogin+`WHERE l.id = $1`, id)
 	if err != nil {

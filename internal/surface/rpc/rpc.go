@@ -83,8 +83,27 @@ func (g *gate) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.S
 		if err != nil {
 			return g.leave(err)
 		}
+		if who, ok := identity.FromContext(ctx); ok && who.Kind != identity.KindAnonymous {
+			conn = whileLoggedIn{conn, ctx, g.people}
+		}
 		return g.leave(next(ctx, conn))
 	}
+}
+
+// whileLoggedIn is a stream that says nothing more once its login has ended: a
+// stream lives for hours, a lock must not wait for its end.
+type whileLoggedIn struct {
+	connect.StreamingHandlerConn
+	ctx    context.Context
+	people *identity.People
+}
+
+// Send implements connect.StreamingHandlerConn.
+func (c whileLoggedIn) Send(m any) error {
+	if _, err := c.people.Authenticate(c.ctx, bearerOf(c.RequestHeader())); err != nil {
+		return err
+	}
+	return c.StreamingHandlerConn.Send(m)
 }
 
 // enter finds out who asks. A method without an action needs no login; a
