@@ -269,13 +269,13 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 	})
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Log: s.c.Log})
 	outside := rpc.FromNetwork(api)
-	s.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/handrail.v1.") || strings.HasPrefix(r.URL.Path, "/v1/") {
+	s.handler = s.onlyOurNames(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isAPI(r.URL.Path) {
 			outside.ServeHTTP(w, r)
 			return
 		}
 		pages.ServeHTTP(w, r)
-	})
+	}))
 	bare := s.ring.SSHHostKey()
 	certified, err := s.ring.SSHHostSigner(namesOf(s.url()))
 	if err != nil {
@@ -285,6 +285,11 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 		People: s.people, Sessions: s.sessions, HostKeys: []ssh.Signer{certified, bare}, CodeURL: s.url() + "/code", Log: s.c.Log,
 	})
 	return nil
+}
+
+// isAPI says whether a path is of the API, not of a page.
+func isAPI(path string) bool {
+	return strings.HasPrefix(path, "/handrail.v1.") || strings.HasPrefix(path, "/v1/")
 }
 
 // brakePerson ends at once what a person has running.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -31,6 +33,12 @@ const (
 )
 
 func (h attach) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// The ticket proves who attaches; the origin keeps other pages from
+	// spending one that leaked, so it is looked at first.
+	if !ofThisPage(r) {
+		http.Error(w, "cannot attach: the request comes from another site", http.StatusForbidden)
+		return
+	}
 	a, err := h.d.Sessions.Attach(r.PathValue("id"), r.URL.Query().Get("ticket"))
 	if err != nil {
 		f := fault.From(err)
@@ -38,8 +46,6 @@ func (h attach) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer a.Close()
-	// The ticket proves who attaches; the origin check keeps other pages from
-	// spending one that leaked.
 	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
 	if err != nil {
 		return // Accept has answered
@@ -58,6 +64,17 @@ func (h attach) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	_ = conn.CloseNow()
+}
+
+// ofThisPage says whether a WebSocket was asked for by a page of this very
+// origin, or by no page at all. Which names are ours is checked before.
+func ofThisPage(r *http.Request) bool {
+	origin := r.Header.Get("Origin")
+	if origin == "" {
+		return len(r.Header.Values("Origin")) == 0
+	}
+	u, err := url.Parse(origin)
+	return err == nil && strings.EqualFold(u.Host, r.Host)
 }
 
 // attached is one open attach stream.
