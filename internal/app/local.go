@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -129,7 +131,12 @@ func askLocal(ctx context.Context, dir, what string, q localQuestion) (localAnsw
 		return out, fault.Wrap(fault.Internal, err, "cannot ask the server")
 	}
 	resp, err := client.Do(req)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return out, fault.New(fault.Unavailable, "cannot reach the server of %s: none runs there", dir).WithHint("handrail up --data %s", dir)
+	case errors.Is(err, fs.ErrPermission):
+		return out, fault.New(fault.Denied, "cannot reach the server of %s: the folder belongs to another account", dir).WithHint("its owner: handrail login --local --data %s", dir)
+	case err != nil:
 		return out, fault.Wrap(fault.Unavailable, err, "cannot reach the server of %s", dir).WithHint("handrail up --data %s", dir)
 	}
 	defer resp.Body.Close()
