@@ -30,6 +30,15 @@ func (t *tool) confirm(ctx context.Context, question, want, unasked string) erro
 	return &exit{code: fault.Internal.ExitCode()}
 }
 
+// unless asks for a y, unless the person is sure or there is nobody to ask: a
+// script that names the command means it.
+func (t *tool) unless(ctx context.Context, sure bool, question string) error {
+	if sure || !t.interactive() {
+		return nil
+	}
+	return t.confirm(ctx, question, "y", "")
+}
+
 // ask asks for a line at the terminal.
 func (t *tool) ask(ctx context.Context, question string) (string, error) {
 	return t.answer(ctx, question, t.readLine)

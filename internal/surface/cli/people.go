@@ -204,18 +204,15 @@ func missing(what, flag, hint string) *fault.Error {
 func (t *tool) bootstrapCommand() *cobra.Command {
 	var sure bool
 	end := t.command("end", "End bootstrap for good: from now on two people agree",
-		"handrail bootstrap end        # asks first\nhandrail bootstrap end --yes  # in a script",
+		"handrail bootstrap end        # asks first, at a terminal\nhandrail bootstrap end --yes  # does not ask",
 		exactly(),
 		func(cmd *cobra.Command, args []string) error {
 			c, err := t.client()
 			if err != nil {
 				return err
 			}
-			if !sure {
-				if err := t.confirm(cmd.Context(), "End bootstrap? From then on every person, group and policy needs a second person. This cannot be undone. [y/N] ", "y",
-					"handrail bootstrap end --yes"); err != nil {
-					return err
-				}
+			if err := t.unless(cmd.Context(), sure, "End bootstrap? From then on every person, group and policy needs a second person. This cannot be undone. [y/N] "); err != nil {
+				return err
 			}
 			answer, err := c.people.EndBootstrap(cmd.Context(), &v1.EndBootstrapRequest{})
 			if err != nil {

@@ -172,7 +172,7 @@ func deltas(answer *v1.TestPolicyResponse) *table {
 func (t *tool) policyApplyCommand() *cobra.Command {
 	var sure bool
 	c := dirArgument(t.command("apply DIR", "Ask to put a folder of rules in force; a second person agrees",
-		"handrail policy apply ./policy        # shows who gains and loses, then asks\nhandrail policy apply ./policy --yes  # in a script",
+		"handrail policy apply ./policy        # shows who gains and loses; asks, at a terminal\nhandrail policy apply ./policy --yes  # does not ask",
 		exactly("the folder"),
 		func(cmd *cobra.Command, args []string) error {
 			files, err := readPolicy(args[0])
@@ -192,10 +192,8 @@ func (t *tool) policyApplyCommand() *cobra.Command {
 				return err
 			}
 			t.say("%s, %s.", count(len(test.Gains), "gain"), count(len(test.Losses), "loss"))
-			if !sure {
-				if err := t.confirm(cmd.Context(), "Ask to put this in force? [y/N] ", "y", "handrail policy apply "+quoteShell(clean(args[0]))+" --yes"); err != nil {
-					return err
-				}
+			if err := t.unless(cmd.Context(), sure, "Ask to put this in force? [y/N] "); err != nil {
+				return err
 			}
 			answer, err := c.policies.Apply(cmd.Context(), &v1.ApplyPolicyRequest{Files: files})
 			if err != nil {

@@ -270,10 +270,7 @@ func (t *tool) agree(ctx context.Context, a *v1.Approval, n int, sure bool, host
 		want := strconv.Itoa(n)
 		return t.confirm(ctx, fmt.Sprintf("This is for %d hosts. Type %d to approve: ", n, n), want, fmt.Sprintf("handrail approve %s --hosts %d", a.Id, n))
 	}
-	if sure || hosts == n && n > 0 || !t.interactive() {
-		return nil // the id was named, and there is nobody to ask
-	}
-	return t.confirm(ctx, "Approve? [y/N] ", "y", "handrail approve "+a.Id+" --yes")
+	return t.unless(ctx, sure || hosts == n && n > 0, "Approve? [y/N] ")
 }
 
 // decided is what a decision leaves: short, since the rest was just shown.
