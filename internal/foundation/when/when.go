@@ -144,3 +144,30 @@ func Duration(text string) (time.Duration, error) {
 	}
 	return d, nil
 }
+
+// Words is a length of time as sentences say it: "45 s", "30 min", "1 h 30 min",
+// "12 h", "3 d". It is rounded to what somebody would say, in at most two units.
+func Words(d time.Duration) string {
+	if d < 0 {
+		d = 0
+	}
+	two := func(large time.Duration, largeUnit string, small time.Duration, smallUnit string) string {
+		d = d.Round(small)
+		text := strconv.FormatInt(int64(d/large), 10) + " " + largeUnit
+		if rest := d % large / small; rest != 0 {
+			text += " " + strconv.FormatInt(int64(rest), 10) + " " + smallUnit
+		}
+		return text
+	}
+	switch r := d.Round(time.Second); {
+	case r < time.Minute:
+		return strconv.FormatInt(int64(r/time.Second), 10) + " s"
+	case r < 10*time.Minute:
+		return two(time.Minute, "min", time.Second, "s")
+	case d.Round(time.Minute) < time.Hour:
+		return two(time.Minute, "min", time.Minute, "")
+	case d.Round(time.Minute) < 24*time.Hour:
+		return two(time.Hour, "h", time.Minute, "min")
+	}
+	return two(24*time.Hour, "d", time.Hour, "h")
+}
