@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"handrail.dev/handrail/internal/surface/rpc"
 )
 
 func TestEveryLedgerActionIsInTheGlossary(t *testing.T) {
@@ -18,6 +20,9 @@ func TestEveryLedgerActionIsInTheGlossary(t *testing.T) {
 	for i, a := range actions {
 		if i > 0 && actions[i-1] == a {
 			t.Errorf("two features record %s", a)
+		}
+		if !rpc.Told(a) {
+			t.Errorf("no sentence tells what %s is: internal/surface/rpc/sentences.go", a)
 		}
 		noun, verb, ok := strings.Cut(string(a), ".")
 		if !ok || noun == "" || verb == "" {

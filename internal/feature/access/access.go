@@ -24,6 +24,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/internal/foundation/when"
 )
 
 // Sessions ends what runs under a grant. The session feature is one. Ending is
@@ -103,7 +104,7 @@ func (a Ask) check() error {
 	case len(reason) > maxReason || len(a.Ticket) > maxTicket || len(a.RequestID) > maxCallID || len(a.Hosts) > maxTargets:
 		return fault.New(fault.Invalid, "cannot ask for a grant: the reason may have %d characters, the ticket %d, and %d hosts may be named", maxReason, maxTicket, maxTargets)
 	case a.For < 0 || a.For > 0 && a.For < shortest:
-		return fault.New(fault.Invalid, "cannot ask for a grant for %v: at least a minute", a.For)
+		return fault.New(fault.Invalid, "cannot ask for a grant for %s: at least a minute", when.Words(a.For)).WithHint("handrail elevate HOST --for 30m")
 	}
 	return nil
 }
@@ -260,8 +261,8 @@ func (x *Access) openTx(tx *store.Tx, by identity.Principal, ask Ask, stale []ta
 		g.AskedFor = min(defaultFor, longest)
 	}
 	if g.AskedFor > longest {
-		return Asked{}, nil, fault.New(fault.Denied, "cannot ask for a grant of %s there: policy allows %s", short(g.AskedFor), short(longest)).
-			WithRule("longest_grant").WithHint("--for %s", short(longest))
+		return Asked{}, nil, fault.New(fault.Denied, "cannot ask for a grant of %s there: policy allows %s", when.Words(g.AskedFor), when.Words(longest)).
+			WithRule("longest_grant").WithHint("handrail elevate %s --for %dm", hosts[0].Name, int(longest.Minutes()))
 	}
 	if glass {
 		event.Kind, kind = EventDeclare, KindRatification

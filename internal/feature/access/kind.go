@@ -12,6 +12,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/internal/foundation/when"
 )
 
 // The kinds of request that grants bring.
@@ -75,13 +76,13 @@ func (r request) describe() approval.Description {
 	length := time.Duration(r.ForMS) * time.Millisecond
 	d := approval.Description{
 		Subject: r.Grant,
-		Summary: fmt.Sprintf("%s asks to %s %s for %s", r.PersonName, r.verb(), count(r.Targets), short(length)),
+		Summary: fmt.Sprintf("%s asks to %s %s for %s", r.PersonName, r.verb(), count(r.Targets), when.Words(length)),
 		Details: []approval.Detail{{Name: "who", Value: r.PersonName}, {Name: "why", Value: r.Reason}},
 	}
 	if r.Ticket != "" {
 		d.Details = append(d.Details, approval.Detail{Name: "ticket", Value: r.Ticket})
 	}
-	d.Details = append(d.Details, approval.Detail{Name: "for", Value: short(length) + " from the moment it is approved"})
+	d.Details = append(d.Details, approval.Detail{Name: "for", Value: when.Words(length) + " from the moment it is approved"})
 	for _, t := range r.Targets {
 		value := t.Name + " (" + t.Environment
 		if t.Scope != "none" {
@@ -174,16 +175,34 @@ func count(targets []Target) string {
 	return fmt.Sprintf("%d hosts", len(targets))
 }
 
-// short is a length of time without its empty parts: 30m, 1h30m.
-func short(d time.Duration) string {
-	text := d.Round(time.Second).String()
-	if strings.HasSuffix(text, "m0s") {
-		text = strings.TrimSuffix(text, "0s")
+// Phrase is what the grant is, in the middle of a sentence: "write access to
+// web-1 for 30 min".
+func (g Grant) Phrase() string {
+	return request{Targets: g.Targets, Sudo: g.Sudo, Root: g.Root, ForMS: g.AskedFor.Milliseconds()}.phrase()
+}
+
+// PhraseOf is Phrase of what somebody agreed to, and whose it is; "" is a request
+// of another kind.
+func PhraseOf(kind string, signed []byte) (phrase, person string) {
+	r, err := parseRequest(signed)
+	if err != nil || kind != KindGrant && kind != KindRatification {
+		return "", ""
 	}
-	if strings.HasSuffix(text, "h0m") {
-		text = strings.TrimSuffix(text, "0m")
+	if kind == KindRatification {
+		return "break-glass on " + count(r.Targets), r.PersonName
 	}
-	return text
+	return r.phrase(), r.PersonName
+}
+
+func (r request) phrase() string {
+	what := "write access to "
+	switch {
+	case r.Root:
+		what = "root on "
+	case r.Sudo:
+		what = "write access with sudo to "
+	}
+	return what + count(r.Targets) + " for " + when.Words(time.Duration(r.ForMS)*time.Millisecond)
 }
 
 // CannotContain is what an approver of this grant is told about its limits.

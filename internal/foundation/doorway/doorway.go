@@ -166,7 +166,7 @@ func (p Pass) Grant(host string) (GrantInForce, bool) {
 // the act only changes state. The receipt is that of the opening entries.
 func (d *Door) Do(ctx context.Context, act Act, do func(ctx context.Context, p Pass) (ledger.Outcome, []ledger.Entry, error)) (store.Receipt, error) {
 	if act.Open == nil {
-		return nil, fault.New(fault.Internal, "cannot %s: nothing would be recorded before it is done", verb(act.Action))
+		return nil, fault.New(fault.Internal, "cannot %s: nothing would be recorded before it is done", Verb(act.Action))
 	}
 	id := act.ID
 	if id == "" {
@@ -183,7 +183,7 @@ func (d *Door) Do(ctx context.Context, act Act, do func(ctx context.Context, p P
 		}
 		entries, err := act.Open(tx, ruled.decision)
 		if err == nil && len(entries) == 0 {
-			err = fault.New(fault.Internal, "cannot %s: it would leave no entry", verb(act.Action))
+			err = fault.New(fault.Internal, "cannot %s: it would leave no entry", Verb(act.Action))
 		}
 		passed = &pass{act: ruled.act, decision: ruled.decision, engine: ruled.engine, grants: ruled.grants}
 		return entries, err
@@ -215,7 +215,7 @@ func (d *Door) carryOut(ctx context.Context, id string, p *pass, do func(context
 		panicked := recover()
 		if panicked != nil {
 			outcome, entries = ledger.Failed, nil
-			err = fault.New(fault.Internal, "cannot %s: it broke off: %v", verb(p.act.Action), panicked)
+			err = fault.New(fault.Internal, "cannot %s: it broke off: %v", Verb(p.act.Action), panicked)
 		}
 		if closing := d.close(ctx, id, p, outcome, entries, err); closing != nil && err == nil {
 			err = closing
@@ -239,17 +239,20 @@ type endedPayload struct {
 	V      int    `json:"v"`
 	Action string `json:"action"`
 	Error  string `json:"error,omitempty"`
+	Of     string `json:"of,omitempty"` // the hash of the opening leaf, so that both are shown as one
 }
 
 func (d *Door) close(ctx context.Context, id string, p *pass, outcome ledger.Outcome, entries []ledger.Entry, failure error) error {
 	if len(entries) == 0 {
-		ended := ledger.Entry{Action: ActEnded, Subjects: []string{p.act.By.ID}, Payload: endedPayload{V: 1, Action: p.act.Action, Error: text(failure)}}
+		ended := ledger.Entry{Action: ActEnded, Subjects: []string{p.act.By.ID}}
+		payload := endedPayload{V: 1, Action: p.act.Action, Error: text(failure)}
 		if p.act.Host != nil {
 			ended.Target = p.act.Host.Path()
 		}
 		if opening := p.receipt.Entries(); len(opening) > 0 {
-			ended.Session, ended.Object = opening[0].Parsed.Session, ""
+			ended.Session, payload.Of = opening[0].Parsed.Session, ledger.HashOf(opening[0].Leaf).String()
 		}
+		ended.Payload = payload
 		entries = []ledger.Entry{ended}
 	}
 	for i := range entries {

@@ -165,7 +165,9 @@ func TestAnActIsRecordedBeforeItIsDoneAndItsOutcomeAfter(t *testing.T) {
 func TestAnEffectWithoutItsOwnClosingEntryGetsOne(t *testing.T) {
 	h := build(t)
 	ada := h.person("ada", "developer")
-	_, err := h.door.Do(t.Context(), h.session(ada, "read", "s-00000001"), func(context.Context, doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
+	var opening ledger.Recorded
+	_, err := h.door.Do(t.Context(), h.session(ada, "read", "s-00000001"), func(_ context.Context, p doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
+		opening = p.Receipt().Entries()[0]
 		return "", nil, errors.New("the host went away")
 	})
 	if err == nil {
@@ -174,6 +176,9 @@ func TestAnEffectWithoutItsOwnClosingEntryGetsOne(t *testing.T) {
 	ended := h.entries(doorway.ActEnded)
 	if len(ended) != 1 || ended[0].Parsed.Outcome != ledger.Failed || !strings.Contains(string(ended[0].Payload), "went away") {
 		t.Fatalf("closing entries: %+v", ended)
+	}
+	if of := ledger.HashOf(opening.Leaf).String(); !strings.Contains(string(ended[0].Payload), `"of":"`+of+`"`) {
+		t.Errorf("the outcome does not say what it is the outcome of: %s", ended[0].Payload)
 	}
 	func() {
 		defer func() { _ = recover() }()

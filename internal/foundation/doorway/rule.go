@@ -165,7 +165,7 @@ func (d *Door) refuse(ctx context.Context, r ruling) error {
 	if len(decision.Errors) == 0 && r.engine != nil && (len(decision.Rules) == 0 || decision.Rules[0] != "code-reads-only") {
 		decision = r.engine.Explain(r.query)
 	}
-	what := verb(r.act.Action)
+	what := Verb(r.act.Action)
 	if r.query.Context.Level == "write" && r.act.Action == "sessions.open" {
 		what = "open a write session"
 	}
@@ -238,8 +238,8 @@ func (d *Door) recordDenial(ctx context.Context, r ruling, decision policy.Decis
 	return 0, nil
 }
 
-// verbs say an action as a person would.
-func verb(action string) string {
+// Verb says an action as a person would: "open a session".
+func Verb(action string) string {
 	switch action {
 	case "sessions.open":
 		return "open a session"

@@ -27,7 +27,7 @@ func (t *tool) ledgerCommand() *cobra.Command {
 func (t *tool) ledgerListCommand() *cobra.Command {
 	r := &v1.ListEntriesRequest{}
 	var before string
-	var follow bool
+	var follow, all bool
 	c := t.command("list", "List entries, the newest first",
 		"handrail ledger list --action grant --person bob  # bob's grants\nhandrail ledger list -f                           # live",
 		exactly(),
@@ -44,8 +44,9 @@ func (t *tool) ledgerListCommand() *cobra.Command {
 				return err
 			}
 			if follow {
-				return t.followEntries(cmd.Context(), c)
+				return t.followEntries(cmd.Context(), c, all)
 			}
+			r.Unfolded = all
 			answer, err := c.ledger.List(cmd.Context(), r)
 			if err != nil {
 				return err
@@ -59,14 +60,18 @@ func (t *tool) ledgerListCommand() *cobra.Command {
 	c.Flags().Uint32Var(&r.Limit, "limit", 50, "how many, at most 500")
 	c.Flags().StringVar(&before, "before", "", "only entries with a smaller number")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on, and print each new entry")
+	c.Flags().BoolVar(&all, "all", false, "the outcome of each act as an entry of its own too")
 	_ = c.RegisterFlagCompletionFunc("person", t.completePeople)
 	_ = c.RegisterFlagCompletionFunc("host", t.completeHosts)
 	_ = c.RegisterFlagCompletionFunc("session", t.completeSessions(false))
 	return c
 }
 
-func (t *tool) followEntries(ctx context.Context, c *client) error {
-	newest, err := c.ledger.List(ctx, &v1.ListEntriesRequest{Limit: 1})
+// actEnded is the outcome of an act that has no closing entry of its own.
+const actEnded = "act.ended"
+
+func (t *tool) followEntries(ctx context.Context, c *client, all bool) error {
+	newest, err := c.ledger.List(ctx, &v1.ListEntriesRequest{Limit: 1, Unfolded: true})
 	if err != nil {
 		return err
 	}
@@ -81,6 +86,9 @@ func (t *tool) followEntries(ctx context.Context, c *client) error {
 	defer stream.Close()
 	first := true
 	for stream.Receive() {
+		if e := stream.Msg().Entry; !all && e.Action == actEnded && e.Outcome == "ok" {
+			continue // its opening has been told; only what went wrong is news
+		}
 		tb := t.entryTable([]*v1.Entry{stream.Msg().Entry})
 		tb.headless, first = !first, false
 		if err := t.line(stream.Msg().Entry, tb); err != nil {
@@ -93,7 +101,7 @@ func (t *tool) followEntries(ctx context.Context, c *client) error {
 func entryName(e *v1.Entry) string { return fmt.Sprintf("#%d", e.GetNumber()) }
 
 func (t *tool) entryTable(entries []*v1.Entry) *table {
-	tb := &table{head: []string{"ENTRY", "AT", "ACTION", "OUTCOME", "WHO", "WHERE", "SUMMARY", "SESSION", "OBJECT", "BOOTSTRAP"}, wide: 7, empty: "No entry matches."}
+	tb := &table{head: []string{"ENTRY", "AT", "ACTION", "OUTCOME", "SUMMARY", "WHO", "WHERE", "SESSION", "OBJECT", "BOOTSTRAP"}, wide: 5, empty: "No entry matches."}
 	for _, e := range entries {
 		object := e.Object
 		if e.ObjectVersion != 0 {
@@ -103,8 +111,8 @@ func (t *tool) entryTable(entries []*v1.Entry) *table {
 		if e.Erased {
 			summary = "(erased)"
 		}
-		row := cells(entryName(e), t.at(e.At), e.Action, "", orElse(e.ActorName, firstOf(e.Subjects)), orElse(e.TargetName, e.Target), summary, e.Session, object, map[bool]string{true: "yes"}[e.Bootstrap])
-		row[3] = state(e.Outcome)
+		row := cells(entryName(e), t.at(e.At), e.Action, "", summary, orElse(e.ActorName, firstOf(e.Subjects)), orElse(e.TargetName, e.Target), e.Session, object, map[bool]string{true: "yes"}[e.Bootstrap])
+		row[3] = state(orElse(e.EndedOutcome, e.Outcome))
 		tb.add(entryName(e), row)
 	}
 	return tb
@@ -131,7 +139,7 @@ func (c *client) entryNumber(ctx context.Context, s string) (uint64, error) {
 	if s != latest {
 		return number(s)
 	}
-	answer, err := c.ledger.List(ctx, &v1.ListEntriesRequest{Limit: 1})
+	answer, err := c.ledger.List(ctx, &v1.ListEntriesRequest{Limit: 1, Unfolded: true})
 	if err != nil {
 		return 0, err
 	}

@@ -1,14 +1,18 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
-	"fmt"
+	"encoding/json"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
 	"connectrpc.com/connect"
 
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
+	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -39,15 +43,83 @@ func (s ledgers) List(ctx context.Context, r *handrailv1.ListEntriesRequest) (*h
 	if id, ok := names.ids[strings.TrimPrefix(r.Target, "host/")]; ok {
 		q.Target = "host/" + id
 	}
-	entries, err := s.d.Store.Entries(ctx, q)
+	entries, err := s.page(ctx, q, names, r.Unfolded || strings.HasPrefix(r.Action, "act"))
 	if err != nil {
 		return nil, err
 	}
 	tree, _, err := s.d.Store.Head(ctx)
-	return &handrailv1.ListEntriesResponse{
-		Entries: each(entries, names.entry), Size: uint64(tree.N),
-	}, err
+	return &handrailv1.ListEntriesResponse{Entries: entries, Size: uint64(tree.N)}, err
 }
+
+// maxPages bounds how far a page of entries looks back for its last lines.
+const maxPages = 4
+
+// page is one page of entries, the newest first. Unless they are wanted apart,
+// the outcome of an act is shown on its opening entry instead of as another one.
+func (s ledgers) page(ctx context.Context, q store.EntryQuery, names *names, unfolded bool) ([]*handrailv1.Entry, error) {
+	var out []*handrailv1.Entry
+	var f fold
+	for range maxPages {
+		raw, err := s.d.Store.Entries(ctx, q)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range raw {
+			e := s.message(ctx, names, r)
+			if !unfolded && f.holds(r, e) {
+				continue
+			}
+			f.close(r, e)
+			out = append(out, e)
+		}
+		if len(raw) < q.Limit || len(out) >= q.Limit {
+			break
+		}
+		q.Before = raw[len(raw)-1].Seq
+	}
+	out = append(out, f.left()...) // their acts began before this page
+	slices.SortFunc(out, func(a, b *handrailv1.Entry) int { return cmp.Compare(b.Number, a.Number) })
+	return out[:min(len(out), q.Limit)], nil
+}
+
+// fold puts the outcomes of acts onto the entries that opened them.
+type fold struct{ held map[string]*handrailv1.Entry }
+
+// holds keeps the outcome of an act until its opening comes.
+func (f *fold) holds(r store.Recorded, e *handrailv1.Entry) bool {
+	if r.Parsed.Action != doorway.ActEnded {
+		return false
+	}
+	var p struct{ Of string }
+	if err := json.Unmarshal(r.Payload, &p); err != nil || p.Of == "" {
+		return false
+	}
+	if f.held == nil {
+		f.held = map[string]*handrailv1.Entry{}
+	}
+	f.held[p.Of] = e
+	return true
+}
+
+func (f *fold) close(r store.Recorded, opening *handrailv1.Entry) {
+	if len(f.held) == 0 {
+		return
+	}
+	of := ledger.HashOf(r.Leaf).String()
+	ended, ok := f.held[of]
+	if !ok {
+		return
+	}
+	delete(f.held, of)
+	opening.EndedNumber, opening.EndedOutcome, opening.EndedAt = ended.Number, ended.Outcome, ended.At
+	if ended.Outcome != string(ledger.OK) {
+		var p struct{ Error string }
+		_ = json.Unmarshal([]byte(ended.PayloadJson), &p) // without it the outcome is said all the same
+		opening.Summary = clip(opening.Summary + ", " + ended.Outcome + because(p.Error))
+	}
+}
+
+func (f *fold) left() []*handrailv1.Entry { return slices.Collect(maps.Values(f.held)) }
 
 func (s ledgers) one(ctx context.Context, number uint64) (store.Recorded, error) {
 	found, err := s.d.Store.Entries(ctx, store.EntryQuery{After: int64(number) - 1, Limit: 1})
@@ -72,7 +144,7 @@ func (s ledgers) Get(ctx context.Context, r *handrailv1.GetEntryRequest) (*handr
 	if err != nil {
 		return nil, err
 	}
-	e := names.entry(found)
+	e := s.message(ctx, names, found)
 	e.LeafJson = string(found.Leaf)
 	return &handrailv1.GetEntryResponse{Entry: e}, nil
 }
@@ -83,7 +155,7 @@ func (s ledgers) Watch(ctx context.Context, r *handrailv1.WatchEntriesRequest, o
 		return err
 	}
 	return s.d.Store.Follow(ctx, int64(r.After), func(e store.Recorded) error {
-		return out.Send(&handrailv1.WatchEntriesResponse{Entry: names.entry(e)})
+		return out.Send(&handrailv1.WatchEntriesResponse{Entry: s.message(ctx, names, e)})
 	})
 }
 
@@ -217,7 +289,8 @@ func (n *names) name(id string) string {
 	return id
 }
 
-func (n *names) entry(r store.Recorded) *handrailv1.Entry {
+// message is an entry with what people are called, and what happened in words.
+func (s ledgers) message(ctx context.Context, names *names, r store.Recorded) *handrailv1.Entry {
 	l := r.Parsed
 	e := &handrailv1.Entry{
 		Number: uint64(r.Seq), At: stamp(l.Time), Action: string(l.Action), Outcome: string(l.Outcome),
@@ -225,27 +298,28 @@ func (n *names) entry(r store.Recorded) *handrailv1.Entry {
 		Bootstrap: l.Bootstrap, PayloadJson: string(r.Payload), Erased: r.Payload == nil,
 	}
 	if len(l.Subjects) > 0 {
-		e.ActorName = n.name(l.Subjects[0])
+		e.ActorName = names.name(l.Subjects[0])
 	}
 	if host, ok := strings.CutPrefix(l.Target, "host/"); ok {
-		e.TargetName = n.name(host)
+		e.TargetName = names.name(host)
 	}
-	e.Summary = n.summary(e)
+	told := said{Entry: e, names: names, payload: r.Payload, describe: func(a approval.Approval) string { return s.describe(ctx, a) }}
+	e.Summary = told.sentence()
 	return e
 }
 
-// summary says an entry in words: "ada: session opened on web-1, denied".
-func (n *names) summary(e *handrailv1.Entry) string {
-	noun, verb, _ := strings.Cut(e.Action, ".")
-	text := fmt.Sprintf("%s: %s %s", e.ActorName, noun, verb)
-	if len(e.Subjects) > 1 {
-		text += " for " + n.name(e.Subjects[1])
-	}
-	if e.TargetName != "" && e.TargetName != e.ActorName {
-		text += " on " + e.TargetName
-	}
-	if e.Outcome != string(ledger.OK) {
-		text += ", " + e.Outcome
+// describe says what a request asks for, in the words its approvers read.
+func (s ledgers) describe(ctx context.Context, a approval.Approval) string {
+	text := a.Kind
+	err := s.d.Store.View(ctx, func(v *store.View) error {
+		d, err := s.d.Approvals.DescribeTx(v, a)
+		if err == nil {
+			text = d.Summary
+		}
+		return err
+	})
+	if err != nil {
+		return a.Kind // what it was about is gone; its kind is not
 	}
 	return text
 }
