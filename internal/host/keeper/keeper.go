@@ -43,10 +43,9 @@ const (
 type Spec struct {
 	Session  wire.SessionSpec `json:"session"`
 	Sandbox  sandbox.Spec     `json:"sandbox"`
-	Cgroup   string           `json:"cgroup"`    // name; "" where the host has none
-	Deadline time.Duration    `json:"deadline"`  // boot time
-	LoginUID uint32           `json:"login_uid"` // for the audit trail
-	Spool    string           `json:"spool"`     // file of the local copy; "" for none
+	Cgroup   string           `json:"cgroup"`   // name; "" where the host has none
+	Deadline time.Duration    `json:"deadline"` // boot time
+	Spool    string           `json:"spool"`    // file of the local copy; "" for none
 }
 
 // Why a session ended, in wire.Exit.Why; empty means by itself.
@@ -54,7 +53,7 @@ const (
 	WhyDeadline = "deadline"
 	WhyGateway  = "gateway" // the session socket closed
 	WhyBudget   = "budget"  // more output than allowed
-	WhyLost     = "lost"    // the keeper or its warden died
+	WhyLost     = "lost"    // the keeper or its warden ended
 	WhyLease    = "lease"   // no server for too long
 	WhyStopped  = "stopped"
 	WhyLocked   = "locked"
@@ -74,7 +73,7 @@ const (
 
 // report is what a keeper tells the warden.
 type report struct {
-	Event  string              `json:"event"` // started, done, ended
+	Event  string              `json:"event"` // started, done, alive, ended
 	Answer *wire.SessionAnswer `json:"answer,omitempty"`
 	Killed int                 `json:"killed,omitempty"`
 	Error  string              `json:"error,omitempty"`
@@ -83,7 +82,8 @@ type report struct {
 
 const (
 	eventStarted = "started"
-	eventDone    = "done" // answers one command
+	eventDone    = "done"  // answers one command
+	eventAlive   = "alive" // every beat: it is not stopped
 	eventEnded   = "ended"
 )
 
@@ -91,8 +91,9 @@ const (
 type Ended struct {
 	Exit   wire.Exit `json:"exit"`
 	Status int32     `json:"status"`
-	Bytes  int64     `json:"bytes"` // of output
-	Tail   string    `json:"tail"`  // SHA-256 of all output frames, hex
+	Bytes  int64     `json:"bytes"`          // of output
+	Tail   string    `json:"tail"`           // SHA-256 of all output frames, hex
+	Left   []string  `json:"left,omitempty"` // names of processes that had left the cgroup and were killed
 }
 
 // Main returns at once unless this process was started as a keeper, as the

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -46,6 +45,8 @@ type keeper struct {
 	out   *wire.Writer
 	copy  *spool
 	group *sandbox.Cgroup
+	procs *sandbox.Processes // of sessions that can leave their cgroup; else nil
+	audit int64              // the kernel's audit session, 0 where there is none
 	child *sandbox.Child
 	stdin *os.File // the child's input: pty or pipe
 
@@ -60,6 +61,7 @@ type keeper struct {
 	mu     sync.Mutex
 	why    string
 	paused bool
+	left   []string // who had left the cgroup
 }
 
 // run is a keeper process from birth to end.
@@ -114,7 +116,13 @@ func (k *keeper) start() error {
 	if bootTime() >= k.spec.Deadline {
 		return fault.New(fault.Denied, "cannot start session %s: its time is over", s.ID)
 	}
-	audit := setLoginUID(k.spec.LoginUID)
+	if s.Sudo || s.Root {
+		p, err := sandbox.HoldProcesses()
+		if err != nil {
+			return err
+		}
+		k.procs = p
+	}
 	if k.spec.Cgroup != "" {
 		g, err := sandbox.NewCgroup(k.spec.Cgroup, limits(s.Limits))
 		if err != nil {
@@ -144,14 +152,14 @@ func (k *keeper) start() error {
 		closeAll(mine)
 		return err
 	}
-	k.child = child
+	k.child, k.audit = child, child.Ready.AuditSession
 	if s.PTY {
 		mine = [3]*os.File{child.PTY, child.PTY, nil}
 	}
 	k.stdin = mine[0]
 	a := wire.SessionAnswer{
 		OK: true, Floor: string(child.Ready.Floor), Missing: child.Ready.Missing,
-		BootID: bootID(), AuditSession: audit, Account: k.spec.Sandbox.User, UID: int64(k.spec.Sandbox.UID),
+		BootID: bootID(), AuditSession: k.audit, Account: k.spec.Sandbox.User, UID: int64(k.spec.Sandbox.UID),
 	}
 	k.report(report{Event: eventStarted, Answer: &a})
 	go k.pumpAll(mine[1], mine[2])
@@ -194,12 +202,13 @@ func (k *keeper) serve() {
 func (k *keeper) exit(status syscall.WaitStatus) Ended {
 	k.mu.Lock()
 	e := wire.Exit{Status: int32(status.ExitStatus()), Why: k.why}
+	left := k.left
 	k.mu.Unlock()
 	if status.Signaled() {
 		e.Status, e.Signal = 128+int32(status.Signal()), signalName(status.Signal())
 	}
 	bytes, tail := k.copy.sum()
-	return Ended{Exit: e, Status: e.Status, Bytes: bytes, Tail: tail}
+	return Ended{Exit: e, Status: e.Status, Bytes: bytes, Tail: tail, Left: left}
 }
 
 // end kills the session for a reason; the first reason stands.
@@ -233,7 +242,19 @@ func (k *keeper) kill() int {
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
 	n, _ := k.group.Kill(ctx)
-	return n
+	return n + k.killWhoLeft(ctx)
+}
+
+// killWhoLeft kills what root in the session moved out of its cgroup.
+func (k *keeper) killWhoLeft(ctx context.Context) int {
+	if k.procs == nil {
+		return 0
+	}
+	names := k.procs.KillAudited(ctx, k.audit)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.left = append(k.left, names...)
+	return len(names)
 }
 
 func (k *keeper) cleanUp() {
@@ -328,10 +349,13 @@ func (k *keeper) shorten(remaining time.Duration) {
 	}
 }
 
+// beat is how often a keeper says that it is there, and looks at its clock.
+const beat = 2 * time.Second
+
 // watchDeadline ends the session when its time is up. Go's timers stand still
-// while the machine sleeps, boot time does not: look again every few seconds.
+// while the machine sleeps, boot time does not: look again every few seconds,
+// and tell the warden, which ends a session whose keeper was stopped.
 func (k *keeper) watchDeadline() {
-	const look = 2 * time.Second
 	for {
 		left := k.remaining()
 		if left <= 0 {
@@ -339,7 +363,8 @@ func (k *keeper) watchDeadline() {
 			return
 		}
 		select {
-		case <-time.After(min(left, look)):
+		case <-time.After(min(left, beat)):
+			k.report(report{Event: eventAlive})
 		case <-k.shorter:
 		}
 	}
@@ -352,22 +377,10 @@ func (k *keeper) report(r report) {
 	}
 	k.ctlMu.Lock()
 	defer k.ctlMu.Unlock()
-	_ = wire.WriteBlock(k.ctl, b)
-}
-
-// setLoginUID puts the session's uid on this process, from which its child
-// inherits it, and returns the kernel's audit session id, 0 where there is none.
-func setLoginUID(uid uint32) int64 {
-	_ = os.WriteFile("/proc/self/loginuid", []byte(strconv.FormatUint(uint64(uid), 10)), 0)
-	b, err := os.ReadFile("/proc/self/sessionid")
-	if err != nil {
-		return 0
+	_ = k.ctl.SetWriteDeadline(time.Now().Add(killTimeout))
+	if wire.WriteBlock(k.ctl, b) != nil {
+		go k.end(WhyLost) // the warden is gone, or somebody with root has stopped it
 	}
-	n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
-	if err != nil || n == 1<<32-1 {
-		return 0
-	}
-	return n
 }
 
 func bootID() string {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,7 +33,14 @@ type Handle struct {
 	acks chan report
 	done chan struct{}
 	end  Ended
+	told bool         // it said itself how the session ended
+	seen atomic.Int64 // when it last said something, see clock
 }
+
+// clock stands still while the machine sleeps, as keepers do.
+func clock() time.Duration { return time.Since(born) }
+
+var born = time.Now()
 
 // Spawner starts keepers from one thread that stays, because the kernel sends
 // the parent-death signal when the *thread* that forked is gone. While sessions
@@ -206,6 +214,7 @@ func (s *Spawner) Start(ctx context.Context, spec Spec) (*Handle, *os.File, erro
 		return nil, nil, fault.Wrap(fault.Unavailable, err, "cannot start session %s", spec.Session.ID)
 	}
 	h := &Handle{Spec: spec, cmd: b.cmd, ctl: b.ctl, acks: make(chan report, 1), done: make(chan struct{})}
+	h.seen.Store(int64(clock()))
 	if err := h.begin(ctx); err != nil {
 		b.session.Close()
 		h.Kill()
@@ -247,6 +256,7 @@ func (h *Handle) listen(started chan<- report) {
 		if json.Unmarshal(b, &r) != nil {
 			return
 		}
+		h.seen.Store(int64(clock()))
 		switch {
 		case r.Event == eventStarted && r.Answer != nil:
 			select {
@@ -259,7 +269,7 @@ func (h *Handle) listen(started chan<- report) {
 			default: // nobody waits any more
 			}
 		case r.Event == eventEnded && r.Ended != nil:
-			h.end = *r.Ended
+			h.end, h.told = *r.Ended, true
 		}
 	}
 }
@@ -267,8 +277,12 @@ func (h *Handle) listen(started chan<- report) {
 // Done is closed when the keeper process is gone.
 func (h *Handle) Done() <-chan struct{} { return h.done }
 
-// Ended says how, once Done is closed. Why is WhyLost if the keeper could not say.
-func (h *Handle) Ended() Ended { return h.end }
+// Ended says how, once Done is closed; told is false, and why WhyLost, if the
+// keeper could not say.
+func (h *Handle) Ended() (e Ended, told bool) { return h.end, h.told }
+
+// Silent is for how long the keeper has said nothing; it speaks every beat.
+func (h *Handle) Silent() time.Duration { return clock() - time.Duration(h.seen.Load()) }
 
 // Stop kills everything in the session; it returns when it is dead.
 func (h *Handle) Stop(ctx context.Context, why string) (killed int, err error) {
@@ -287,11 +301,17 @@ func (h *Handle) Resume(ctx context.Context) error {
 	return err
 }
 
-// Kill ends the keeper itself. The caller kills the cgroup.
+// Kill ends the keeper itself. The caller kills the cgroup. One that does not
+// end, because somebody with root has frozen it, is not waited for.
 func (h *Handle) Kill() {
 	_ = h.cmd.Process.Kill()
 	h.ctl.Close()
-	<-h.done
+	timer := time.NewTimer(killTimeout)
+	defer timer.Stop()
+	select {
+	case <-h.done:
+	case <-timer.C:
+	}
 }
 
 func (h *Handle) send(ctx context.Context, c command) (int, error) {

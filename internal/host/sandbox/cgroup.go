@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -224,8 +225,43 @@ func writeFile(path, value string) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(value)
+	return writeAll(f, value)
+}
+
+func writeAll(f *os.File, value string) error {
+	_, err := f.WriteString(value)
 	return errors.Join(err, f.Close())
+}
+
+// write sets a file of the group in dir; read reads one. The version 2 group is
+// held open, since whoever is root in the session can unmount the tree.
+func (c *Cgroup) write(dir, name, value string) error {
+	f, err := c.open(dir, name, unix.O_WRONLY)
+	if err != nil {
+		return err
+	}
+	return writeAll(f, value)
+}
+
+func (c *Cgroup) read(dir, name string) ([]byte, error) {
+	f, err := c.open(dir, name, unix.O_RDONLY)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(f)
+}
+
+func (c *Cgroup) open(dir, name string, flags int) (*os.File, error) {
+	path := filepath.Join(dir, name)
+	if dir != c.unified || c.fd == nil {
+		return os.OpenFile(path, flags, 0)
+	}
+	fd, err := unix.Openat(int(c.fd.Fd()), name, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // enter puts a process that was born in the version 2 group under the version
@@ -254,7 +290,7 @@ func (c *Cgroup) any() string {
 
 // Procs lists the live process ids.
 func (c *Cgroup) Procs() ([]int, error) {
-	b, err := os.ReadFile(filepath.Join(c.any(), "cgroup.procs"))
+	b, err := c.read(c.any(), "cgroup.procs")
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot list the session's processes")
 	}
@@ -281,10 +317,10 @@ func (c *Cgroup) kill(ctx context.Context, oneByOne bool) (n int, err error) {
 	n = len(pids)
 	for _, dir := range []string{c.legacy["pids"], c.unified} {
 		if dir != "" {
-			_ = writeFile(filepath.Join(dir, "pids.max"), "0") // no new ones; a belt where cgroup.kill works
+			_ = c.write(dir, "pids.max", "0") // no new ones; a belt where cgroup.kill works
 		}
 	}
-	whole := !oneByOne && c.unified != "" && writeFile(filepath.Join(c.unified, "cgroup.kill"), "1") == nil
+	whole := !oneByOne && c.unified != "" && c.write(c.unified, "cgroup.kill", "1") == nil
 	for wait := 200 * time.Microsecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		if pids, err = c.Procs(); err != nil || len(pids) == 0 {
 			return n, err
@@ -335,11 +371,11 @@ func (c *Cgroup) freeze(ctx context.Context, on bool) error {
 	if dir == "" {
 		return fault.New(fault.Unavailable, "cannot pause the session: this host has no freezer")
 	}
-	if err := writeFile(filepath.Join(dir, file), value); err != nil {
+	if err := c.write(dir, file, value); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot pause the session")
 	}
 	for wait := 100 * time.Microsecond; ; wait = min(2*wait, 10*time.Millisecond) {
-		b, err := os.ReadFile(filepath.Join(dir, state))
+		b, err := c.read(dir, state)
 		if err != nil {
 			return fault.Wrap(fault.Unavailable, err, "cannot pause the session")
 		}

@@ -63,12 +63,15 @@ func raw(trap, a, b, c uintptr) error {
 func prctl(op int, arg uintptr) error { return unix.Prctl(op, arg, 0, 0, 0) }
 
 // becomeUser takes on uid, gid and groups and keeps no capability, unless the
-// session is to be root.
-func becomeUser(uid, gid uint32, groups []uint32, keepBounding bool) error {
-	if !keepBounding {
-		if err := emptyBounding(); err != nil {
-			return err
+// session is to be root. Even root cannot take on another audit session: by it
+// those are found that left the session's cgroup.
+func becomeUser(uid, gid uint32, groups []uint32, powerful bool) error {
+	if powerful {
+		if err := prctl(unix.PR_CAPBSET_DROP, unix.CAP_AUDIT_CONTROL); err != nil {
+			return fmt.Errorf("cannot drop the audit capability: %w", err)
 		}
+	} else if err := emptyBounding(); err != nil {
+		return err
 	}
 	var list unsafe.Pointer
 	if len(groups) > 0 {

@@ -107,4 +107,8 @@ type Ready struct {
 	Landlock int      `json:"landlock"`          // the ABI in force, 0 = none
 	Notifier bool     `json:"notifier"`
 	Layers   []Layer  `json:"layers"`
+
+	// AuditSession is the kernel's number for all processes of the session,
+	// wherever they go; 0 where it gives none.
+	AuditSession int64 `json:"audit_session,omitempty"`
 }

@@ -58,6 +58,7 @@ type stage struct {
 	pty      int // master, -1 = none
 	listener int
 	abi      int
+	audit    int64
 	parted   bool // a write session: no other one of its account can reach it
 
 	// What becomes the session, set by environment.
@@ -101,6 +102,7 @@ func (s *stage) run() error {
 	if s.self, err = unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot find this executable")
 	}
+	s.audit = beginAudit(s.Spec.UID)
 	groupFile, _ := os.ReadFile("/etc/group")
 	if s.groups, err = groupIDs(&s.Spec, groupFile); err != nil {
 		return err
@@ -288,7 +290,7 @@ func (s *stage) launch() error {
 			s.Spec.LeastFloor.orFull(), floor, strings.Join(s.view.missing, " ")).
 			WithHint("handrail inspect")
 	}
-	ready := &Ready{Floor: floor, Missing: s.view.missing, Landlock: s.abi, Notifier: s.listener >= 0, Layers: s.view.layers}
+	ready := &Ready{Floor: floor, Missing: s.view.missing, Landlock: s.abi, Notifier: s.listener >= 0, Layers: s.view.layers, AuditSession: s.audit}
 	var fds []int
 	for _, fd := range [...]int{s.pty, s.listener} {
 		if fd >= 0 {

@@ -49,6 +49,7 @@ type bench struct {
 	zero time.Duration
 	last int64 // the tree that the warden knows
 	now  func() time.Duration
+	seen []wire.Event
 }
 
 func newBench(t *testing.T) *bench {
@@ -209,14 +210,16 @@ func (b *bench) brake(k wire.Brake) wire.BrakeAnswer {
 func (b *bench) event(kind string) wire.Event {
 	b.t.Helper()
 	ack := ""
+	ctx := timeout(b.t, time.Minute)
 	for range 50 {
-		e, ok, err := b.c.NextEvent(b.t.Context(), ack)
+		e, ok, err := b.c.NextEvent(ctx, ack)
 		if err != nil {
-			b.t.Fatal(err)
+			b.t.Fatalf("waiting for event %q: %v", kind, err)
 		}
 		if !ok {
 			continue
 		}
+		b.seen = append(b.seen, e)
 		if ack = e.ID; e.Kind == kind {
 			_, _, _ = b.c.NextEvent(timeout(b.t, time.Millisecond), ack)
 			return e

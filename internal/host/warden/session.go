@@ -28,6 +28,12 @@ type live struct {
 	cgroup     string
 	handle     *keeper.Handle // nil while it starts
 	stopped    string         // why, if it was stopped while it started
+
+	deadline time.Duration // boot time
+	power    *powerful     // of a session with root or sudo
+	silent   int           // looks at which its keeper had said nothing for too long
+	given    bool          // its keeper was given up, for the reason in lost
+	lost     string
 }
 
 // sessions are those that run here.
@@ -35,12 +41,15 @@ type sessions struct {
 	dir string // of spools, for keepers
 	// heldDir is dir as the confined warden itself reaches it.
 	heldDir string
-	prefix  string // of cgroup names: of this warden alone
-	mode    sandbox.Mode
-	spawn   *keeper.Spawner
-	policy  hostPolicy
-	hide    []string
-	events  *events
+	// heldLive remembers sessions with root, likewise.
+	heldLive string
+	procs    *sandbox.Processes
+	prefix   string // of cgroup names: of this warden alone
+	mode     sandbox.Mode
+	spawn    *keeper.Spawner
+	policy   hostPolicy
+	hide     []string
+	events   *events
 
 	mu   sync.Mutex
 	live map[string]*live
@@ -64,6 +73,12 @@ func (s *sessions) start(ctx context.Context, a accepted) (wire.SessionAnswer, *
 	var f *os.File
 	if err == nil {
 		h, f, err = s.spawn.Start(ctx, spec)
+	}
+	if err == nil {
+		if err = s.mark(l, h.Answer); err != nil {
+			f.Close()
+			h.Kill()
+		}
 	}
 	if err != nil {
 		killResidue(l.cgroup) // the keeper may have died before it cleaned up
@@ -97,7 +112,10 @@ func (s *sessions) reserve(a accepted) (*live, error) {
 	if len(s.live) >= maxSessions {
 		return nil, fault.New(fault.Exhausted, "cannot start session %s: %d sessions run on this host", id, len(s.live))
 	}
-	l := &live{id: id, person: a.Session.Person, epochs: a.Epochs.Person}
+	l := &live{id: id, person: a.Session.Person, epochs: a.Epochs.Person, deadline: a.deadline}
+	if a.Session.Level == wire.LevelWrite && (a.Session.Root || a.Session.Sudo) {
+		l.power = &powerful{Session: id, before: lookAtPlaces()}
+	}
 	if s.mode == sandbox.RootMode {
 		l.cgroup = s.prefix + id
 		if a.Session.Level == wire.LevelRead {
@@ -115,13 +133,8 @@ func (s *sessions) reserve(a accepted) (*live, error) {
 // await cleans up after a session, whatever way it ended.
 func (s *sessions) await(l *live) {
 	<-l.handle.Done()
-	e := l.handle.Ended()
-	if e.Exit.Why == keeper.WhyLost {
-		// The keeper was killed. Its cgroup is not: kill it now.
-		n := killResidue(l.cgroup)
-		s.events.put(wire.Event{Kind: wire.EventResidue, Session: l.id, Person: l.person, Count: int64(n),
-			Text: "the keeper of this session died; what it left was killed"})
-	}
+	e := s.clearUp(l)
+	s.look(l)
 	s.clear(l)
 	s.events.put(wire.Event{Kind: wire.EventSessionEnded, Session: l.id, Person: l.person, Why: e.Exit.Why,
 		Status: e.Status, Signal: e.Exit.Signal, Bytes: e.Bytes, Tail: e.Tail})
@@ -131,6 +144,7 @@ func (s *sessions) await(l *live) {
 func (s *sessions) clear(l *live) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.unmark(l)
 	delete(s.live, l.id)
 	s.uids.release(l.uid)
 }
@@ -151,7 +165,7 @@ func (s *sessions) stop(l *live, why string) (killed int) {
 	n, err := h.Stop(ctx, why)
 	if err != nil {
 		h.Kill()
-		n = killResidue(l.cgroup)
+		n = killResidue(l.cgroup) + len(s.sweep(l.power))
 	}
 	return n
 }

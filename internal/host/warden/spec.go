@@ -73,7 +73,6 @@ func (s *sessions) specOf(a accepted, l *live) (keeper.Spec, error) {
 		k.Session.Account = acct.name // what the banner says
 		setDefaults(&k.Session.Limits, writePIDs, writeMemory, writeCPU)
 	}
-	k.LoginUID = b.UID
 	switch o.Kind {
 	case wire.SessionExec:
 		b.Command = []string{shellOf(b), "-c", o.Command}

@@ -34,6 +34,7 @@ type Config struct {
 	Version string
 	Ready   func()               // called once it listens; nil: nobody asks
 	Boot    func() time.Duration // nil: CLOCK_BOOTTIME
+	Silence time.Duration        // after which a keeper that says nothing is ended; 0: 15 s
 	Log     *slog.Logger         // nil: discard
 }
 
@@ -78,7 +79,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	err = w.accept(ctx, l, &wg)
 	cancel()
-	w.run.stopWhere(keeper.WhyStopped, func(*live) bool { return true })
+	w.run.stopWhere(keeper.WhyLost, func(*live) bool { return true })
 	wg.Wait()
 	return err
 }
@@ -87,6 +88,9 @@ func Run(ctx context.Context, c Config) error {
 func open(ctx context.Context, c Config) (*warden, func(), error) {
 	if c.Boot == nil {
 		c.Boot = bootTime
+	}
+	if c.Silence == 0 {
+		c.Silence = keeperSilence
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -112,16 +116,24 @@ func open(ctx context.Context, c Config) (*warden, func(), error) {
 		return nil, nil, err
 	}
 	spools := filepath.Join(c.Dir, "spool")
-	if err := os.MkdirAll(spools, 0o700); err != nil {
-		unlock()
-		return nil, nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
+	for _, dir := range []string{spools, filepath.Join(c.Dir, "live")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			unlock()
+			return nil, nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
+		}
 	}
 	held, err := hold(c.Dir)
 	if err != nil {
 		unlock()
 		return nil, nil, err
 	}
-	release := func() { held.Close(); unlock() }
+	procs, err := sandbox.HoldProcesses()
+	if err != nil {
+		held.Close()
+		unlock()
+		return nil, nil, err
+	}
+	release := func() { procs.Close(); held.Close(); unlock() }
 	hide := append([]string{c.Dir}, c.Hide...)
 	probe := sandbox.Probe(ctx, hide)
 	w := &warden{
@@ -129,13 +141,14 @@ func open(ctx context.Context, c Config) (*warden, func(), error) {
 		status: Status{Node: pin.Node, Mode: string(probe.Mode), Floor: string(probe.Floor), Missing: probe.Missing,
 			Trial: c.Trial || probe.Mode != sandbox.RootMode, Version: c.Version, BootID: bootID()},
 	}
-	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
+	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), heldLive: filepath.Join(within(held), "live"), procs: procs, prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
 		hide: hide, events: w.events, live: map[string]*live{}, uids: newUIDRange(policy)}
 	for name := range leftovers(w.run.prefix) {
 		n := killResidue(name)
 		w.events.put(wire.Event{Kind: wire.EventResidue, Session: name[len(w.run.prefix):], Count: int64(n),
 			Text: "an earlier warden ended without ending this session; what it left was killed"})
 	}
+	w.run.sweepEarlier()
 	return w, release, nil
 }
 
@@ -210,6 +223,7 @@ func (w *warden) watch(ctx context.Context) {
 		if since, have := w.judge.staleFor(); have && since > staleKill {
 			w.run.stopWhere(keeper.WhyLease, func(*live) bool { return true })
 		}
+		w.run.overdue(bootTime(), w.c.Silence)
 		offset = w.clock(offset, wallMinusBoot())
 	}
 }
