@@ -62,6 +62,8 @@ type keeper struct {
 	why    string
 	paused bool
 	left   []string // who had left the cgroup
+	told   sandbox.Bound
+	met    *sandbox.Bound // limits met until the end, which is brought about by one
 }
 
 // run is a keeper process from birth to end.
@@ -191,6 +193,7 @@ func (k *keeper) serve() {
 	k.kill()
 	k.allow(max(drainTimeout, k.remaining()))
 	<-k.pumped
+	k.tellBound()
 	ended := k.exit(status)
 	_ = k.out.Write(wire.FrameExit, wire.EncodeExit(ended.Exit))
 	_ = k.conn.CloseWrite()
@@ -239,6 +242,12 @@ func (k *keeper) kill() int {
 		}
 		return 1
 	}
+	k.mu.Lock()
+	if k.met == nil {
+		met := k.group.Bound()
+		k.met = &met
+	}
+	k.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
 	defer cancel()
 	n, _ := k.group.Kill(ctx)
@@ -332,6 +341,25 @@ func (k *keeper) pause(on bool) error {
 	return nil
 }
 
+// tellBound tells the person, once each, that the session met a limit. Without
+// it a program is gone, or does not start, and nobody says why.
+func (k *keeper) tellBound() {
+	if k.group == nil {
+		return
+	}
+	now := k.group.Bound()
+	k.mu.Lock()
+	if k.met != nil {
+		now = *k.met
+	}
+	was := k.told
+	k.told = now
+	k.mu.Unlock()
+	for _, text := range boundTexts(was, now, k.spec.Session.Limits) {
+		_ = k.out.Write(wire.FrameNotice, []byte(text))
+	}
+}
+
 func (k *keeper) remaining() time.Duration { return time.Duration(k.deadline.Load()) - bootTime() }
 
 // shorten moves the deadline closer, never away.
@@ -365,6 +393,7 @@ func (k *keeper) watchDeadline() {
 		select {
 		case <-time.After(min(left, beat)):
 			k.report(report{Event: eventAlive})
+			go k.tellBound() // the peer may be slow
 		case <-k.shorter:
 		}
 	}

@@ -149,3 +149,21 @@ func refusalText(spec Spec, r sandbox.Refusal) string {
 	}
 	return fmt.Sprintf("this session is read-only: it cannot %s. Next: handrail elevate %s --reason \"…\"", verb, host)
 }
+
+// boundTexts say which limits a session met for the first time.
+func boundTexts(was, now sandbox.Bound, l wire.Limits) (texts []string) {
+	if was.Memory == 0 && now.Memory > 0 {
+		texts = append(texts, fmt.Sprintf("this session may use %s of memory: the kernel ended a program of it that wanted more", sizeText(l.MemoryBytes)))
+	}
+	if was.Pids == 0 && now.Pids > 0 {
+		texts = append(texts, fmt.Sprintf("this session may have %d processes at a time: one more was not started", l.PIDs))
+	}
+	return texts
+}
+
+func sizeText(bytes int64) string {
+	if bytes >= 10<<30 {
+		return fmt.Sprintf("%d GiB", bytes>>30)
+	}
+	return fmt.Sprintf("%d MiB", bytes>>20)
+}

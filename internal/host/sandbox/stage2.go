@@ -103,6 +103,9 @@ func (s *stage) run() error {
 		return fault.Wrap(fault.Internal, err, "cannot find this executable")
 	}
 	s.audit = beginAudit(s.Spec.UID)
+	// A session is what the kernel may end first for want of memory, not who
+	// watches it.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
 	groupFile, _ := os.ReadFile("/etc/group")
 	if s.groups, err = groupIDs(&s.Spec, groupFile); err != nil {
 		return err

@@ -246,6 +246,7 @@ type stream struct {
 	out, err bytes.Buffer
 	types    []wire.FrameType
 	refusal  string
+	notices  string
 	exit     *wire.Exit
 	got      chan struct{}
 	done     chan struct{}
@@ -265,6 +266,8 @@ func (s *stream) read() {
 			s.out.Write(p)
 		case wire.FrameStderr:
 			s.err.Write(p)
+		case wire.FrameNotice:
+			s.notices += string(p) + "\n"
 		case wire.FrameRefusal:
 			s.refusal = string(p)
 		case wire.FrameExit:

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/keeper"
@@ -24,10 +26,10 @@ import (
 
 // Defaults of what a session may take of the host.
 const (
-	readPIDs, writePIDs     = 512, 4096
-	readMemory, writeMemory = 1 << 30, 0 // 0: no bound
-	readCPU, writeCPU       = 200, 0
-	readBytesOut            = 4 << 30 // a read session is not masked: what it can carry away is bounded
+	readPIDs, writePIDs = 512, 4096
+	readMemory          = 1 << 30
+	readCPU, writeCPU   = 200, 0  // 0: no bound
+	readBytesOut        = 4 << 30 // a read session is not masked: what it can carry away is bounded
 )
 
 // defaultGroups let a read session read logs.
@@ -71,7 +73,7 @@ func (s *sessions) specOf(a accepted, l *live) (keeper.Spec, error) {
 			b.Dir = "/"
 		}
 		k.Session.Account = acct.name // what the banner says
-		setDefaults(&k.Session.Limits, writePIDs, writeMemory, writeCPU)
+		setDefaults(&k.Session.Limits, writePIDs, writeMemory(), writeCPU)
 	}
 	switch o.Kind {
 	case wire.SessionExec:
@@ -82,6 +84,15 @@ func (s *sessions) specOf(a accepted, l *live) (keeper.Spec, error) {
 	b.Env = envOf(o, a.left)
 	k.Sandbox = b
 	return k, nil
+}
+
+// writeMemory leaves a quarter of the host's memory to what it is there for.
+func writeMemory() int64 {
+	var info unix.Sysinfo_t
+	if unix.Sysinfo(&info) != nil {
+		return 0
+	}
+	return int64(uint64(info.Totalram) * uint64(info.Unit) / 4 * 3)
 }
 
 func setDefaults(l *wire.Limits, pids, memory, cpu int64) {

@@ -38,6 +38,10 @@ type Config struct {
 	Log     *slog.Logger         // nil: discard
 }
 
+// keepAlive makes the kernel, when memory is short, end others before the
+// warden and its keepers, which are small and hold everybody's sessions.
+const keepAlive = "-500"
+
 // warden is the running role.
 type warden struct {
 	c      Config
@@ -61,6 +65,7 @@ func Run(ctx context.Context, c Config) error {
 		return err
 	}
 	defer w.run.spawn.Close()
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(keepAlive), 0) // refused to an ordinary account
 	if c.Confine && os.Geteuid() == 0 {
 		if err := confine(); err != nil { // it serves all the same: this is a second wall
 			w.log.Warn("the warden keeps more power than it needs", "error", err)
