@@ -20,13 +20,15 @@ import (
 
 // The control socket is the door for whoever owns the data folder on this
 // machine: it makes single-use tokens for the first person and for this
-// machine's own node, and nothing else. The kernel says who calls.
+// machine's own node, verifies the ledger for whoever can no longer log in
+// because nothing can be recorded, and nothing else. The kernel says who calls.
 
 // localDoor answers on the control socket.
 type localDoor struct {
 	owner     int // the account that owns the data folder
 	supervise int // the account of the supervisor
 	login     func(ctx context.Context) (localAnswer, error)
+	verify    func(ctx context.Context) (localAnswer, error)
 	join      func(ctx context.Context, hostname, mode string, trial bool) (localAnswer, error)
 }
 
@@ -34,9 +36,12 @@ type localDoor struct {
 type localAnswer struct {
 	Token string `json:"token,omitempty"`
 	Link  string `json:"link,omitempty"`
-	Kind  string `json:"kind,omitempty"` // of a fault
-	Text  string `json:"text,omitempty"`
-	Hint  string `json:"hint,omitempty"`
+	// Damage says why the ledger accepts no new entry.
+	Damage string          `json:"damage,omitempty"`
+	Report json.RawMessage `json:"report,omitempty"` // a VerifyResponse
+	Kind   string          `json:"kind,omitempty"`   // of a fault
+	Text   string          `json:"text,omitempty"`
+	Hint   string          `json:"hint,omitempty"`
 }
 
 type localQuestion struct {
@@ -69,6 +74,10 @@ func (d *localDoor) serve(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
 		d.answer(w, r, func(localQuestion) (localAnswer, error) { return d.login(r.Context()) })
+	})
+	mux.HandleFunc("POST /verify", func(w http.ResponseWriter, r *http.Request) {
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{}) // a long ledger takes as long as it takes
+		d.answer(w, r, func(localQuestion) (localAnswer, error) { return d.verify(r.Context()) })
 	})
 	mux.HandleFunc("POST /join", func(w http.ResponseWriter, r *http.Request) {
 		d.answer(w, r, func(q localQuestion) (localAnswer, error) {
@@ -140,7 +149,7 @@ func askLocal(ctx context.Context, dir, what string, q localQuestion) (localAnsw
 		return out, fault.Wrap(fault.Unavailable, err, "cannot reach the server of %s", dir).WithHint("handrail up --data %s", dir)
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&out); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&out); err != nil {
 		return out, fault.Wrap(fault.Internal, err, "cannot read the server's answer")
 	}
 	if out.Text != "" {

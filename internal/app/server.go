@@ -16,6 +16,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
+
+	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/recording"
@@ -460,7 +463,18 @@ func (s *Server) serveHTTP(ctx context.Context, l net.Listener) error {
 func (s *Server) local() *localDoor {
 	return &localDoor{
 		owner: s.c.Owner, supervise: s.c.Owner,
+		verify: func(ctx context.Context) (localAnswer, error) {
+			report, err := rpc.Verify(ctx, s.store, s.recordings, func(*handrailv1.VerifyResponse) {})
+			if err != nil {
+				return localAnswer{}, err
+			}
+			raw, err := protojson.Marshal(report)
+			return localAnswer{Report: raw}, err
+		},
 		login: func(ctx context.Context) (localAnswer, error) {
+			if damage := s.store.Damage(); damage != nil {
+				return localAnswer{Damage: damage.Error()}, nil
+			}
 			secret, err := s.people.EnsureBootstrapLink(ctx)
 			if err != nil {
 				return localAnswer{}, err

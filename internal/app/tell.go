@@ -100,13 +100,41 @@ var topics = map[string]notice.Topic{
 	"policy": notice.Policy, "bootstrap": notice.Installation,
 }
 
-// follow wakes whoever looks at what an entry changed.
+// followAgain is how long follow waits after an error.
+const followAgain = time.Second
+
+// follow wakes whoever looks at what an entry changed. It never gives up: a
+// database that is away, or a ledger that was touched, takes nothing from
+// brakes and from reading, so it must not end the server either.
 func (s *Server) follow(ctx context.Context) error {
-	tree, _, err := s.store.Head(ctx)
-	if err != nil {
-		return err
+	after := int64(-1)
+	for ctx.Err() == nil {
+		err := s.followFrom(ctx, &after)
+		if err != nil && ctx.Err() == nil {
+			s.c.Log.Warn("cannot follow the ledger", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(followAgain):
+		}
 	}
-	err = s.store.Follow(ctx, tree.N-1, func(e store.Recorded) error {
+	return nil
+}
+
+// followFrom follows from the entry after, or from now if it is negative.
+func (s *Server) followFrom(ctx context.Context, after *int64) error {
+	if *after < 0 {
+		if s.store.Damage() != nil {
+			<-ctx.Done() // nothing new comes until somebody starts us anew
+			return nil
+		}
+		tree, _, err := s.store.Head(ctx)
+		if err != nil {
+			return err
+		}
+		*after = tree.N - 1
+	}
+	return s.store.Follow(ctx, *after, func(e store.Recorded) error {
 		for _, n := range eventsOf(e) {
 			s.notices.Publish(n)
 		}
@@ -114,12 +142,9 @@ func (s *Server) follow(ctx context.Context) error {
 		if watchersMayChange(e) {
 			s.sessions.Recheck()
 		}
+		*after = e.Seq
 		return nil
 	})
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
 }
 
 // watchersMayChange says whether an entry can make that somebody who watches a

@@ -13,6 +13,9 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
+
+	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/wire"
@@ -296,6 +299,9 @@ func (s *supervisor) greet(ctx context.Context) (Running, error) {
 	host, _ := os.Hostname()
 	fmt.Fprintln(s.c.Out, s.at.ModeLine(s.report))
 	fmt.Fprintf(s.c.Out, "\n  data    %s\n", r.Data)
+	if answer.Damage != "" {
+		fmt.Fprintf(s.c.Out, "\n  DAMAGED %s\n          nothing is recorded, so nothing starts; reading and brakes work.\n          What was touched: handrail ledger verify --local --data %s\n\n", answer.Damage, r.Data)
+	}
 	if r.Link != "" {
 		fmt.Fprintf(s.c.Out, "  page    %s\n          opens once, within 15 minutes\n", r.Link)
 	} else {
@@ -341,5 +347,27 @@ func LocalToken(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	answer, err := askLocal(ctx, dir, "login", localQuestion{})
+	if err == nil && answer.Damage != "" {
+		err = fault.New(fault.Conflict, "cannot log in: the ledger accepts no new entry: %s", answer.Damage).
+			WithHint("handrail ledger verify --local --data %s", dir)
+	}
 	return answer.Token, err
+}
+
+// LocalVerify has the server of a data folder on this machine verify its
+// ledger; it is `handrail ledger verify --local`.
+func LocalVerify(ctx context.Context, dir string) (*handrailv1.VerifyResponse, error) {
+	dir, err := dataFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := askLocal(ctx, dir, "verify", localQuestion{})
+	if err != nil {
+		return nil, err
+	}
+	report := &handrailv1.VerifyResponse{}
+	if err := protojson.Unmarshal(answer.Report, report); err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot read the server's answer")
+	}
+	return report, nil
 }

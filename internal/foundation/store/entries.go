@@ -161,20 +161,22 @@ func (s *Store) Follow(ctx context.Context, after int64, fn func(Recorded) error
 }
 
 func (s *Store) after(ctx context.Context, after int64, limit int) ([]Recorded, error) {
-	var out []Recorded
-	size := s.head.Load().tree.N
+	rows, err := s.rowsAfter(ctx, after, s.head.Load().tree.N, limit)
+	if err != nil {
+		return nil, err
+	}
+	return s.openAll(rows)
+}
+
+func (s *Store) rowsAfter(ctx context.Context, after, size int64, limit int) (rows []entryRow, err error) {
 	if after+1 >= size {
 		return nil, nil
 	}
-	err := s.View(ctx, func(v *View) error {
-		rows, err := All[entryRow](v, selectEntry+`WHERE e.seq > $1 AND e.seq < $2 ORDER BY e.seq LIMIT $3`, after, size, limit)
-		if err != nil {
-			return err
-		}
-		out, err = s.openAll(rows)
+	err = s.View(ctx, func(v *View) (err error) {
+		rows, err = All[entryRow](v, selectEntry+`WHERE e.seq > $1 AND e.seq < $2 ORDER BY e.seq LIMIT $3`, after, size, limit)
 		return err
 	})
-	return out, err
+	return rows, err
 }
 
 // waitGrown waits for entries. Those of other servers over one PostgreSQL are

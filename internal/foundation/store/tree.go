@@ -152,6 +152,9 @@ func (s *Store) Head(ctx context.Context) (tlog.Tree, []byte, error) {
 	return p.tree, b, nil
 }
 
+// Size is how many entries the ledger holds, also when it accepts none any more.
+func (s *Store) Size() int64 { return s.head.Load().tree.N }
+
 // Consistency proves that the tree of size new extends the one of size old.
 func (s *Store) Consistency(ctx context.Context, old, new int64) ([]tlog.Hash, error) {
 	p := s.head.Load()

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	v1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/fault"
 )
 
@@ -31,6 +32,8 @@ type Deps struct {
 	// LocalToken fetches a single-use login token from the server that runs on
 	// this machine with that data folder. It works for the folder's owner only.
 	LocalToken func(ctx context.Context, dataDir string) (string, error)
+	// LocalVerify has the same server verify its ledger, for its owner.
+	LocalVerify func(ctx context.Context, dataDir string) (*v1.VerifyResponse, error)
 }
 
 // tool is one run of the command line.

@@ -20,7 +20,8 @@ import (
 )
 
 func (t *tool) ledgerVerifyCommand() *cobra.Command {
-	var file, rootHash string
+	var file, rootHash, dataDir string
+	var local bool
 	c := t.command("verify [FILE]", "Prove that nothing in the ledger was touched, or name what was",
 		"handrail ledger verify                    # the server recomputes all; its checkpoint is checked here\nhandrail ledger verify --file ledger.zip  # an export, with no server",
 		func(cmd *cobra.Command, args []string) error {
@@ -39,6 +40,9 @@ func (t *tool) ledgerVerifyCommand() *cobra.Command {
 			if rootHash != "" {
 				return fault.New(fault.Invalid, "cannot verify: --root goes with --file").WithHint("handrail ledger verify --file FILE --root %s", clean(rootHash))
 			}
+			if local || dataDir != "" {
+				return t.verifyLocal(cmd.Context(), dataDir)
+			}
 			c, err := t.client()
 			if err != nil {
 				return err
@@ -51,9 +55,14 @@ With a server, it recomputes every hash of entries, payloads and recordings,
 and the checkpoint that it ends in is verified here, against the root key that
 this device pinned at login and the newest checkpoint that this device has
 seen. With --file an export is verified here altogether; the root key is the
-pinned one, or the one that --root names.`
+pinned one, or the one that --root names. With --local the owner of the data
+folder has the server on this machine verify, without a login: a ledger that was
+touched accepts no entry, so nobody can log in any more.`
 	c.Flags().StringVar(&file, "file", "", "verify this export instead, with no server")
 	c.Flags().StringVar(&rootHash, "root", "", "the hash of the root key to trust, for --file (sha256:…)")
+	c.Flags().BoolVar(&local, "local", false, "on the server's machine, by the owner of its data folder, without a login")
+	c.Flags().StringVar(&dataDir, "data", "", "the server's data folder, for --local")
+	c.MarkFlagsMutuallyExclusive("file", "local")
 	_ = c.MarkFlagFilename("file", "zip")
 	c.ValidArgsFunction = cobra.FixedCompletions([]string{"zip"}, cobra.ShellCompDirectiveFilterFileExt)
 	return c
@@ -98,6 +107,25 @@ func (t *tool) verifyServer(ctx context.Context, c *client) error {
 	return t.touched(last.Ok, len(last.Findings))
 }
 
+// verifyLocal believes the server: whoever owns its folder reads what it reads.
+func (t *tool) verifyLocal(ctx context.Context, dataDir string) error {
+	if t.LocalVerify == nil {
+		return fault.New(fault.Invalid, "cannot verify locally: this program holds no server").WithHint("handrail ledger verify")
+	}
+	report, err := t.LocalVerify(ctx, dataDir)
+	if err != nil {
+		return err
+	}
+	s := &sheet{id: "ledger"}
+	verdict(s, report.Ok)
+	s.put("entries", fmt.Sprint(report.Checked)).put("payloads", fmt.Sprint(report.Payloads)).put("recordings", fmt.Sprint(report.Recordings))
+	s.list("touched", report.Findings).wide("up to", report.Checkpoint)
+	if err := t.emit(report, s); err != nil {
+		return err
+	}
+	return t.touched(report.Ok, len(report.Findings))
+}
+
 // head is the newest tree that the server has signed, checked here. The proof
 // of any entry carries it.
 func (c *client) head(ctx context.Context) (tlog.Tree, error) {
@@ -122,7 +150,7 @@ func (t *tool) touched(ok bool, findings int) error {
 		return nil
 	}
 	return fault.New(fault.Internal, "cannot trust the ledger: %s", count(findings, "finding")).
-		WithHint("handrail ledger export evidence.zip, and tell who runs the server")
+		WithHint("keep a copy of the server's data folder as evidence, and tell who runs it")
 }
 
 func (t *tool) verifyFile(name, rootHash string) error {

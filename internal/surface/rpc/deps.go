@@ -142,14 +142,10 @@ func (d *Deps) installation(ctx context.Context) (*handrailv1.Installation, erro
 	if err != nil {
 		return nil, err
 	}
-	tree, _, err := d.Store.Head(ctx)
-	if err != nil {
-		return nil, err
-	}
 	out := &handrailv1.Installation{
 		Name: info.Name, Mode: info.Mode, Missing: info.Missing, Trial: info.Trial, Bootstrap: state.Active,
 		BootstrapEnds: stampTime(state.Ends), Demo: info.Demo, DataDir: info.DataDir, Version: info.Version,
-		SshAddress: info.SSHAddress, RootKeyHash: d.Ring.RootHash(), LedgerSize: uint64(tree.N), Url: info.URL,
+		SshAddress: info.SSHAddress, RootKeyHash: d.Ring.RootHash(), LedgerSize: uint64(d.Store.Size()), Url: info.URL,
 	}
 	var texts []string
 	for _, b := range d.Notices.Banners(ctx) {

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	"connectrpc.com/connect"
 
@@ -47,8 +46,7 @@ func (s ledgers) List(ctx context.Context, r *handrailv1.ListEntriesRequest) (*h
 	if err != nil {
 		return nil, err
 	}
-	tree, _, err := s.d.Store.Head(ctx)
-	return &handrailv1.ListEntriesResponse{Entries: entries, Size: uint64(tree.N)}, err
+	return &handrailv1.ListEntriesResponse{Entries: entries, Size: uint64(s.d.Store.Size())}, nil
 }
 
 // maxPages bounds how far a page of entries looks back for its last lines.
@@ -157,40 +155,6 @@ func (s ledgers) Watch(ctx context.Context, r *handrailv1.WatchEntriesRequest, o
 	return s.d.Store.Follow(ctx, int64(r.After), func(e store.Recorded) error {
 		return out.Send(&handrailv1.WatchEntriesResponse{Entry: s.message(ctx, names, e)})
 	})
-}
-
-// progressEvery is how often a long check says how far it is.
-const progressEvery = 100 * time.Millisecond
-
-func (s ledgers) Verify(ctx context.Context, _ *handrailv1.VerifyRequest, out *connect.ServerStream[handrailv1.VerifyResponse]) error {
-	_, err := s.d.Door.Do(ctx, doorway.Act{
-		Action: "ledger.verify", By: caller(ctx), Open: s.note(ctx, ledgerVerified),
-	}, func(ctx context.Context, _ doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
-		var last time.Time
-		report, err := s.d.Store.Verify(ctx, func(done, total int64) {
-			if time.Since(last) >= progressEvery {
-				last = time.Now()
-				_ = out.Send(&handrailv1.VerifyResponse{Checked: uint64(done), Total: uint64(total)}) // the last message tells
-			}
-		}, s.d.Recordings)
-		if err != nil {
-			return ledger.Failed, nil, err
-		}
-		_, signed, err := s.d.Store.Head(ctx)
-		if err != nil {
-			return ledger.Failed, nil, err
-		}
-		outcome := ledger.OK
-		if !report.OK {
-			outcome = ledger.Failed
-		}
-		return outcome, nil, out.Send(&handrailv1.VerifyResponse{
-			Checked: uint64(report.Entries), Total: uint64(report.Entries), Done: true, Ok: report.OK,
-			Findings:   each(report.Findings, ledger.Finding.String),
-			Checkpoint: string(signed), Recordings: uint64(report.Recordings), Payloads: uint64(report.Payloads),
-		})
-	})
-	return err
 }
 
 func (s ledgers) Proof(ctx context.Context, r *handrailv1.ProofRequest) (*handrailv1.ProofResponse, error) {
