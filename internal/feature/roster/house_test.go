@@ -48,7 +48,8 @@ type house struct {
 // resident is somebody who is logged in with a device.
 type resident struct {
 	identity.Principal
-	key ssh.Signer
+	Bearer string
+	key    ssh.Signer
 }
 
 func build(t *testing.T) *house {
@@ -126,7 +127,7 @@ func (h *house) enter(secret string) resident {
 	must(h.t, err)
 	who, err := h.people.Authenticate(h.t.Context(), login.Bearer)
 	must(h.t, err)
-	return resident{who, key}
+	return resident{who, login.Bearer, key}
 }
 
 // first is the first admin, named ada.

@@ -3,7 +3,9 @@ package roster_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -251,6 +253,51 @@ func TestALockWorksWithTheDatabaseGone(t *testing.T) {
 	plain.Groups = []string{"developer"}
 	if _, err := h.roster.Lock(t.Context(), plain, ada.ID, "no"); err == nil {
 		t.Fatal("anybody brakes anybody while the database is gone")
+	}
+}
+
+// Somebody holds the database: the brake acts, the answer does not wait, and the
+// entry follows, once.
+func TestALockDoesNotWaitForADatabaseThatSomebodyHolds(t *testing.T) {
+	h := build(t)
+	ada := h.first()
+	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "bob", []string{"operator"}, "")
+	must(t, err)
+	bob := h.enter(added.Secret)
+	release, held := make(chan struct{}), make(chan struct{})
+	var holding sync.WaitGroup
+	holding.Go(func() {
+		_, _ = h.store.Record(t.Context(), "hold", func(*store.Tx) ([]ledger.Entry, error) {
+			close(held)
+			<-release
+			return nil, errors.New("given up")
+		})
+	})
+	<-held
+	locked, err := h.roster.Lock(t.Context(), ada.Principal, "bob", "stolen laptop") // would never return
+	if err != nil || !locked.Pending || len(h.braked()) != 2 {
+		t.Errorf("%+v %v, braked %v", locked, err, h.braked())
+	}
+	if _, err := h.people.Authenticate(t.Context(), bob.Bearer); err == nil {
+		t.Error("bob goes on")
+	}
+	close(release)
+	holding.Wait()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(30 * time.Second); ; {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatal("the lock is not recorded")
+		}
+		if p, err := h.people.Get(t.Context(), "bob"); err != nil || !p.Locked() {
+			continue
+		}
+		break
+	}
+	if n := h.count(identity.PersonLocked); n != 1 {
+		t.Errorf("%d entries of one lock", n)
 	}
 }
 

@@ -162,6 +162,9 @@ func (t *tool) lockCommand() *cobra.Command {
 				return err
 			}
 			s := t.personView(answer.Person)
+			if answer.Pending {
+				s.toned("locked", "at once, everywhere; the database does not answer now, the ledger entry follows", warn)
+			}
 			s.put("killed", count(answer.SessionsKilled, "session")).put("ended", count(answer.GrantsEnded, "grant"))
 			return t.emit(answer, s)
 		})
