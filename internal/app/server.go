@@ -143,6 +143,9 @@ func (s *Server) unspool(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
 	if r == nil {
 		return nil, fault.New(fault.Unavailable, "cannot apply a spooled brake yet: the server is starting")
 	}
+	if entries, ok, err := s.access.Unspool(tx, e); ok {
+		return entries, err
+	}
 	return r.Unspool(tx, e)
 }
 

@@ -114,11 +114,11 @@ func TestALockedDatabaseStopsNoBrake(t *testing.T) {
 	if tried.cmd.ProcessState.ExitCode() != 255 || !strings.Contains(tried.out.String(), "cannot ") {
 		t.Errorf("no session opens unrecorded (exit %d):\n%s", tried.cmd.ProcessState.ExitCode(), tried.out)
 	}
-	release()
-	lock.wait()
-	if lock.cmd.ProcessState.ExitCode() != 0 {
+	lock.wait() // it answers while somebody still holds the database
+	if lock.cmd.ProcessState.ExitCode() != 0 || !strings.Contains(lock.out.String(), "the ledger entry follows") {
 		t.Errorf("lock: exit %d:\n%s", lock.cmd.ProcessState.ExitCode(), lock.out)
 	}
+	release()
 
 	i.until("sessions to open again", func() bool { return ada.run("ssh", host, "--", "echo in").out == "in\n" })
 	i.until("the lock to be in the ledger", func() bool {

@@ -311,6 +311,7 @@ type Decision struct {
 	Verdict       string                 `protobuf:"bytes,3,opt,name=verdict,proto3" json:"verdict,omitempty"` // approved, denied
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
+	Void          string                 `protobuf:"bytes,7,opt,name=void,proto3" json:"void,omitempty"`                         // why it counts no more: locked, regrouped, or the key taken away since
 	SignedBy      string                 `protobuf:"bytes,6,opt,name=signed_by,json=signedBy,proto3" json:"signed_by,omitempty"` // passkey, device, login (bootstrap only)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -379,6 +380,13 @@ func (x *Decision) GetAt() *timestamppb.Timestamp {
 		return x.At
 	}
 	return nil
+}
+
+func (x *Decision) GetVoid() string {
+	if x != nil {
+		return x.Void
+	}
+	return ""
 }
 
 func (x *Decision) GetSignedBy() string {
@@ -991,14 +999,15 @@ const file_handrail_v1_approvals_proto_rawDesc = "" +
 	"\tended_why\x18\x18 \x01(\tR\bendedWhy:\x04\xd8\xf3\x18\x02\"8\n" +
 	"\x06Detail\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x04\xd8\xf3\x18\x02\"\xc4\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x04\xd8\xf3\x18\x02\"\xd8\x01\n" +
 	"\bDecision\x12\x16\n" +
 	"\x06person\x18\x01 \x01(\tR\x06person\x12\x1f\n" +
 	"\vperson_name\x18\x02 \x01(\tR\n" +
 	"personName\x12\x18\n" +
 	"\averdict\x18\x03 \x01(\tR\averdict\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12*\n" +
-	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1b\n" +
+	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04void\x18\a \x01(\tR\x04void\x12\x1b\n" +
 	"\tsigned_by\x18\x06 \x01(\tR\bsignedBy:\x04\xd8\xf3\x18\x02\"9\n" +
 	"\x14ListApprovalsRequest\x12\x1b\n" +
 	"\topen_only\x18\x01 \x01(\bR\bopenOnly:\x04\xd8\xf3\x18\x01\"R\n" +

@@ -1068,6 +1068,7 @@ type RevokeResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Grant          *Grant                 `protobuf:"bytes,1,opt,name=grant,proto3" json:"grant,omitempty"`
 	SessionsKilled uint32                 `protobuf:"varint,2,opt,name=sessions_killed,json=sessionsKilled,proto3" json:"sessions_killed,omitempty"`
+	Pending        bool                   `protobuf:"varint,3,opt,name=pending,proto3" json:"pending,omitempty"` // it acted; the ledger entry follows when the database is back
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1114,6 +1115,13 @@ func (x *RevokeResponse) GetSessionsKilled() uint32 {
 		return x.SessionsKilled
 	}
 	return 0
+}
+
+func (x *RevokeResponse) GetPending() bool {
+	if x != nil {
+		return x.Pending
+	}
+	return false
 }
 
 type DoneRequest struct {
@@ -1403,10 +1411,11 @@ const file_handrail_v1_grants_proto_rawDesc = "" +
 	"\tapprovers\x18\x04 \x03(\tR\tapprovers:\x04\xd8\xf3\x18\x02\"=\n" +
 	"\rRevokeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason:\x04\xd8\xf3\x18\x02\"i\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason:\x04\xd8\xf3\x18\x02\"\x83\x01\n" +
 	"\x0eRevokeResponse\x12(\n" +
 	"\x05grant\x18\x01 \x01(\v2\x12.handrail.v1.GrantR\x05grant\x12'\n" +
-	"\x0fsessions_killed\x18\x02 \x01(\rR\x0esessionsKilled:\x04\xd8\xf3\x18\x02\"#\n" +
+	"\x0fsessions_killed\x18\x02 \x01(\rR\x0esessionsKilled\x12\x18\n" +
+	"\apending\x18\x03 \x01(\bR\apending:\x04\xd8\xf3\x18\x02\"#\n" +
 	"\vDoneRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id:\x04\xd8\xf3\x18\x02\">\n" +
 	"\fDoneResponse\x12(\n" +

@@ -14,6 +14,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/approval"
@@ -54,10 +55,15 @@ type Deps struct {
 type Access struct {
 	d    Deps
 	wake chan struct{}
+
+	mu      sync.Mutex
+	pending map[string]ended // grants whose end not even the spool could keep
 }
 
 // New returns Access. Run must run for grants to end by themselves.
-func New(d Deps) *Access { return &Access{d: d, wake: make(chan struct{}, 1)} }
+func New(d Deps) *Access {
+	return &Access{d: d, wake: make(chan struct{}, 1), pending: map[string]ended{}}
+}
 
 // UseSessions says who ends sessions. Sessions need Access to exist first; call
 // it before Run.
@@ -343,54 +349,93 @@ func owes(q store.Queryer, person string, at time.Time) (bool, error) {
 	return n > 0, err
 }
 
-// Revoke ends somebody's grant, or a request for one. It says how many sessions
-// died of it.
-func (x *Access) Revoke(ctx context.Context, id, reason string) (Grant, int, error) {
+// Over is a grant that somebody ended.
+type Over struct {
+	Grant   Grant
+	Killed  int  // sessions that died of it
+	Pending bool // it acted; the database will hear of it as soon as it answers
+}
+
+// Revoke ends somebody's grant, or a request for one. It is a brake: what runs
+// under the grant dies before anything is recorded.
+func (x *Access) Revoke(ctx context.Context, id, reason string) (Over, error) {
 	return x.finish(ctx, id, Revoked, reason)
 }
 
 // Done ends one's own grant early.
-func (x *Access) Done(ctx context.Context, id string) (Grant, int, error) {
+func (x *Access) Done(ctx context.Context, id string) (Over, error) {
 	return x.finish(ctx, id, Done, "")
 }
 
-func (x *Access) finish(ctx context.Context, id, why, note string) (Grant, int, error) {
+func (x *Access) finish(ctx context.Context, id, why, note string) (Over, error) {
 	by, err := actor(ctx)
 	if err != nil {
-		return Grant{}, 0, err
+		return Over{}, err
 	}
 	note = strings.TrimSpace(note)
 	if cut := []rune(note); len(cut) > maxReason { // a brake is not refused for being told at length
 		note = string(cut[:maxReason])
 	}
+	act := doorway.Act{Action: "grants.revoke", By: by, Facts: x.self(id, by)}
+	before, killed := x.brake(ctx, act, id, why)
 	var g Grant
-	killed := 0
-	_, err = x.d.Door.Do(ctx, doorway.Act{
-		Action: "grants.revoke", By: by, Facts: x.self(id, by),
-		Open: func(tx *store.Tx, _ policy.Decision) ([]ledger.Entry, error) {
-			before, err := x.mineTx(tx, id, by)
-			if err != nil {
-				return nil, err
-			}
-			if why == Done && before.Person != by.ID {
-				return nil, fault.New(fault.Denied, "cannot finish grant %s: it is of %s", before.ID, before.PersonName).WithHint("handrail revoke %s", before.ID)
-			}
-			var entries []ledger.Entry
-			g, entries, _, err = applyTx(tx, before, Event{Kind: EventEnd, By: by.ID, Why: why, Notes: note})
-			if err != nil || g.Approval == "" {
-				return entries, err
-			}
-			more, err := x.d.Approvals.WithdrawTx(tx, by.ID, g.Approval, why)
-			return append(entries, more...), err
-		},
-	}, func(ctx context.Context, _ doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
-		killed = x.enforce(ctx, g)
-		return ledger.OK, nil, nil
-	})
-	if err == nil {
-		x.tell(ctx, g, Effect{Kind: EffectTell, Grant: g.ID, Why: why})
+	act.Open = func(tx *store.Tx, _ policy.Decision) (entries []ledger.Entry, err error) {
+		now, err := x.mineTx(tx, id, by)
+		if err != nil {
+			return nil, err
+		}
+		if why == Done && now.Person != by.ID {
+			return nil, fault.New(fault.Denied, "cannot finish grant %s: it is of %s", now.ID, now.PersonName).WithHint("handrail revoke %s", now.ID)
+		}
+		g, entries, err = x.endTx(tx, now, Event{Kind: EventEnd, By: by.ID, Why: why, Notes: note})
+		return entries, err
 	}
-	return g, killed, err
+	pending, err := x.d.Door.Brake(ctx, act)
+	switch {
+	case err != nil:
+		return Over{}, err
+	case pending && before.ID == "":
+		return Over{}, fault.New(fault.Unavailable, "cannot end grant %.40s: the database does not answer, and nobody can say what it is", id).
+			WithHint("handrail stop SESSION stops what runs under it")
+	case pending:
+		x.later(ended{Grant: before.ID, By: by.ID, Why: why, Note: note})
+		if before, _, err = Step(before, Event{Kind: EventEnd, By: by.ID, Why: why, Notes: note}, time.Now().UTC()); err != nil {
+			return Over{}, err
+		}
+		return Over{before, killed, true}, nil // as it will be recorded
+	}
+	killed = max(killed, x.enforce(ctx, g)) // and what began in between
+	x.tell(ctx, g, Effect{Kind: EffectTell, Grant: g.ID, Why: why})
+	return Over{Grant: g, Killed: killed}, nil
+}
+
+// brake ends what runs under a grant before anything is recorded, if the person
+// may: a brake waits for no database. Whether they may is decided again where it
+// is recorded.
+func (x *Access) brake(ctx context.Context, act doorway.Act, id, why string) (Grant, int) {
+	decision, err := x.d.Door.Explain(ctx, act)
+	if err != nil || !decision.Allowed {
+		return Grant{}, 0
+	}
+	var g Grant
+	err = x.d.Store.View(ctx, func(v *store.View) (err error) {
+		g, err = x.mineTx(v, id, act.By)
+		return err
+	})
+	if err != nil || !g.Live() || why == Done && g.Person != act.By.ID || x.d.Sessions == nil {
+		return g, 0
+	}
+	return g, x.d.Sessions.EndByGrant(ctx, g.ID, why)
+}
+
+// endTx ends a grant and the request that goes with it.
+func (x *Access) endTx(tx *store.Tx, g Grant, e Event) (Grant, []ledger.Entry, error) {
+	g, entries, _, err := applyTx(tx, g, e)
+	if err != nil || g.Approval == "" {
+		return g, entries, err
+	}
+	more, err := x.d.Approvals.WithdrawTx(tx, e.By, g.Approval, e.Why)
+	return g, append(entries, more...), err
 }
 
 // self completes the circumstances with whether the grant is the actor's own.

@@ -127,6 +127,10 @@ func (h *house) start() {
 	s, err := store.Open(h.t.Context(), store.Config{
 		DSN: dsn, Spool: h.dir, Origin: "test.example", Signer: h.signer, Verifier: h.verifier, Seals: plainKeys{},
 		Bootstrap: func() bool { return false }, Migrations: migrations,
+		Unspool: func(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
+			entries, _, err := h.access.Unspool(tx, e)
+			return entries, err
+		},
 	})
 	fatal(h.t, err)
 	h.store, h.people, h.hosts, h.policy = s, identity.New(identity.Deps{Store: s}), target.NewHosts(s), policy.NewForce(s)
@@ -259,7 +263,8 @@ func TestElevateApproveWriteRevoke(t *testing.T) {
 	if _, ok := h.active(bob, "web-1"); ok {
 		t.Error("in force for somebody else")
 	}
-	g, killed, err := h.access.Revoke(bob, asked.Grant.ID, "enough")
+	over, err := h.access.Revoke(bob, asked.Grant.ID, "enough")
+	g, killed := over.Grant, over.Killed
 	if err != nil || g.State != access.Ended || g.EndedWhy != access.Revoked || g.EndedBy != id(bob) || g.EndedNote != "enough" || killed != 1 {
 		t.Errorf("%+v %d %v", g, killed, err)
 	}
@@ -533,7 +538,8 @@ func TestBreakGlassIsAtOnceAndOwesAReview(t *testing.T) {
 	if err != nil || g.RatifiedBy != id(bob) || g.State != access.Active {
 		t.Errorf("%+v %v", g, err)
 	}
-	g, _, err = h.access.Done(ada, g.ID)
+	over, err := h.access.Done(ada, g.ID)
+	g = over.Grant
 	if err != nil || g.State != access.InReview {
 		t.Errorf("%+v %v", g, err)
 	}
@@ -689,13 +695,13 @@ func TestARequestThatIsTakenBackCannotBeApproved(t *testing.T) {
 	ada, bob, eve := h.person("ada"), h.person("bob", "operator"), h.person("eve")
 	asked, err := h.access.Elevate(ada, access.Ask{Hosts: []string{"web-1"}, Reason: "it burns"})
 	fatal(t, err)
-	if _, _, err := h.access.Revoke(eve, asked.Grant.ID, "no"); fault.KindOf(err) != fault.Denied {
+	if _, err := h.access.Revoke(eve, asked.Grant.ID, "no"); fault.KindOf(err) != fault.Denied {
 		t.Errorf("a stranger took it back: %v", err)
 	}
-	if _, _, err := h.access.Done(bob, asked.Grant.ID); fault.KindOf(err) != fault.Denied {
+	if _, err := h.access.Done(bob, asked.Grant.ID); fault.KindOf(err) != fault.Denied {
 		t.Errorf("somebody else was done: %v", err)
 	}
-	if g, _, err := h.access.Done(ada, asked.Grant.ID); err != nil || g.State != access.Denied {
+	if g, err := h.access.Done(ada, asked.Grant.ID); err != nil || g.Grant.State != access.Denied {
 		t.Errorf("%+v %v", g, err)
 	}
 	if _, err := h.approve(bob, asked.Approval); fault.KindOf(err) != fault.Conflict {

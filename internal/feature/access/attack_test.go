@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
@@ -221,7 +222,7 @@ func crowd(t *testing.T, h *house, ask func() access.Asked, acts func(access.Ask
 		fatal(t, err)
 		check(g, a)
 		if g.Live() {
-			_, _, err = h.access.Revoke(h.person("op-"+store.NewID('x')[2:], "operator"), g.ID, "next round")
+			_, err = h.access.Revoke(h.person("op-"+store.NewID('x')[2:], "operator"), g.ID, "next round")
 			fatal(t, err)
 		}
 	}
@@ -242,8 +243,8 @@ func TestApproveDenyAndGiveUpAtOnceHaveOneOutcome(t *testing.T) {
 		return []func() error{
 			yes(ops[0]), yes(ops[1]), yes(ada),
 			func() error { _, err := h.access.Deny(ops[2], a.ID, "no"); return err },
-			func() error { _, _, err := h.access.Done(ada, asked.Grant.ID); return err },
-			func() error { _, _, err := h.access.Revoke(ops[3], asked.Grant.ID, "stop"); return err },
+			func() error { _, err := h.access.Done(ada, asked.Grant.ID); return err },
+			func() error { _, err := h.access.Revoke(ops[3], asked.Grant.ID, "stop"); return err },
 		}
 	}, func(g access.Grant, a approval.Approval) {
 		outcome := map[approval.State][]access.State{
@@ -278,8 +279,8 @@ func TestRatifyDenyAndEndAtOnceHaveOneOutcome(t *testing.T) {
 			func() error { _, err := h.approve(bob, a); return err },
 			func() error { _, err := h.approve(ada, a); return err },
 			func() error { _, err := h.access.Deny(carl, a.ID, "no"); return err },
-			func() error { _, _, err := h.access.Revoke(dora, asked.Grant.ID, "stop"); return err },
-			func() error { _, _, err := h.access.Done(ada, asked.Grant.ID); return err },
+			func() error { _, err := h.access.Revoke(dora, asked.Grant.ID, "stop"); return err },
+			func() error { _, err := h.access.Done(ada, asked.Grant.ID); return err },
 			func() error { _, err := h.access.Pause(dora, asked.Grant.ID, "wait"); return err },
 			func() error { _, err := h.access.Resume(bob, asked.Grant.ID); return err },
 			func() error { _, err := h.access.Review(bob, asked.Grant.ID, "justified", ""); return err },
@@ -315,5 +316,70 @@ func TestAnApprovalThatRacesTheEndOfItsTimeIsLateOrInTime(t *testing.T) {
 		if g, err := h.access.Get(ada, asked.Grant.ID); err != nil || g.State != access.Requested && g.State != access.Lapsed {
 			t.Errorf("%+v %v", g, err)
 		}
+	}
+}
+
+// Somebody holds the database: what runs under a revoked grant dies, the answer
+// does not wait, and the end is recorded as soon as that is possible, once.
+func TestARevokeDoesNotWaitForADatabaseThatSomebodyHolds(t *testing.T) {
+	h := build(t)
+	ada, bob := h.person("ada"), h.person("bob", "operator")
+	asked := h.ask(ada, "it burns")
+	_, err := h.approve(bob, asked.Approval)
+	fatal(t, err)
+	defer h.run()()
+	release, held := make(chan struct{}), make(chan struct{})
+	var holding sync.WaitGroup
+	holding.Go(func() {
+		_, _ = h.store.Record(t.Context(), "hold", func(*store.Tx) ([]ledger.Entry, error) {
+			close(held)
+			<-release
+			return nil, errors.New("given up")
+		})
+	})
+	<-held
+	over, err := h.access.Revoke(bob, asked.Grant.ID, "enough") // would wait for ever
+	if err != nil || !over.Pending || over.Killed != 1 || over.Grant.State != access.Ended || h.sessions.why(asked.Grant.ID) != access.Revoked {
+		t.Errorf("%+v %v", over, err)
+	}
+	close(release)
+	holding.Wait()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(30 * time.Second); ; {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatal("the end is not recorded")
+		}
+		if _, active := h.active(ada, "web-1"); !active {
+			break
+		}
+	}
+	g, err := h.access.Get(bob, asked.Grant.ID)
+	if err != nil || g.EndedBy != id(bob) || g.EndedNote != "enough" || g.Version != 4 {
+		t.Errorf("%+v %v", g, err)
+	}
+	h.folds()
+	eve := h.person("eve")
+	if _, err := h.access.Revoke(eve, asked.Grant.ID, "no"); fault.KindOf(err) != fault.Denied {
+		t.Errorf("anybody revokes: %v", err)
+	}
+}
+
+func TestWhoMayNotRevokeKillsNothing(t *testing.T) {
+	h := build(t)
+	ada, bob, eve := h.person("ada"), h.person("bob", "operator"), h.person("eve")
+	asked := h.ask(ada, "it burns")
+	_, err := h.approve(bob, asked.Approval)
+	fatal(t, err)
+	if _, err := h.access.Revoke(eve, asked.Grant.ID, "no"); fault.KindOf(err) != fault.Denied {
+		t.Errorf("%v", err)
+	}
+	if _, err := h.access.Done(bob, asked.Grant.ID); fault.KindOf(err) != fault.Denied {
+		t.Errorf("done with somebody else's: %v", err)
+	}
+	if why := h.sessions.why(asked.Grant.ID); why != "" {
+		t.Errorf("its sessions ended: %s", why)
 	}
 }

@@ -89,6 +89,12 @@ func (x *Access) followLocks(ctx context.Context) {
 
 // look does everything that is due and says when to look again.
 func (x *Access) look(ctx context.Context, k *keeper) (time.Duration, error) {
+	for _, e := range x.held() {
+		if _, err := x.d.Store.Record(ctx, store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) { return x.endedTx(tx, e) }); err != nil {
+			return 0, err
+		}
+		x.recorded(e)
+	}
 	if _, err := x.d.Approvals.Lapse(ctx, time.Now().UTC()); err != nil {
 		return 0, err
 	}

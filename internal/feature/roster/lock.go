@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"regexp"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/doorway"
@@ -20,7 +19,6 @@ import (
 type lock struct {
 	by             identity.Principal
 	person, reason string
-	spooled        *atomic.Bool // the spool records it; nil: it does not
 }
 
 // Locked is what a lock did.
@@ -40,10 +38,6 @@ var personID = regexp.MustCompile(`^p-[0-9a-z]{8}$`)
 // retryLocks is how often a lock that could not be recorded is tried again.
 const retryLocks = 2 * time.Second
 
-// recordWithin is how long a lock waits for its entry before it answers: whoever
-// pulls a brake must not wait for a database that somebody holds.
-const recordWithin = 2 * time.Second
-
 // Lock locks a person: at once, everywhere. The brake acts before the database
 // is asked to remember, and once more after, for what began in between.
 func (r *Roster) Lock(ctx context.Context, by identity.Principal, person, reason string) (Locked, error) {
@@ -60,46 +54,24 @@ func (r *Roster) Lock(ctx context.Context, by identity.Principal, person, reason
 	out := Locked{Person: who}
 	r.People.Brake(who.ID)
 	out.Sessions = r.brake(ctx, who.ID, reason)
-	recorded, err := r.recordOrSpool(ctx, lock{by: by, person: who.ID, reason: reason, spooled: &atomic.Bool{}})
-	if err != nil {
+	var recorded Locked
+	what := lock{by: by, person: who.ID, reason: reason}
+	out.Pending, err = r.Door.Brake(ctx, doorway.Act{Action: "people.lock", By: by, Open: func(tx *store.Tx, _ policy.Decision) ([]ledger.Entry, error) {
+		return r.lockTx(tx, what, &recorded)
+	}})
+	switch {
+	case err != nil && fault.KindOf(err) != fault.Conflict: // refused
 		r.People.Release(who.ID)
 		return Locked{}, err
-	}
-	if recorded.Person.ID != "" {
+	case err != nil || out.Pending: // somebody was faster, or the database is away
+		out.Pending = true
+		r.later(what)
+	default:
+		r.People.Release(who.ID) // the row says it now
 		out.Person, out.Grants = recorded.Person, recorded.Grants
 	}
-	out.Pending = recorded.Pending
 	out.Sessions += r.brake(ctx, who.ID, reason)
 	return out, nil
-}
-
-// recordOrSpool records a lock, or leaves that to the spool when the database is
-// away or does not answer. An error is a refusal. A database that answers in
-// the same moment as the patience ends may record it twice, which locks once.
-func (r *Roster) recordOrSpool(ctx context.Context, l lock) (Locked, error) {
-	type result struct {
-		out Locked
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		var out Locked
-		err := r.recordLock(context.WithoutCancel(ctx), l, &out)
-		done <- result{out, err}
-	}()
-	select {
-	case got := <-done:
-		switch kind := fault.KindOf(got.err); {
-		case got.err == nil:
-			return got.out, nil
-		case kind == fault.Denied || kind == fault.Unauthenticated || kind == fault.NotFound || kind == fault.Invalid:
-			return Locked{}, got.err
-		}
-	case <-time.After(recordWithin):
-		l.spooled.Store(true)
-	}
-	r.later(l)
-	return Locked{Pending: true}, nil
 }
 
 // mayLock decides before the brake is pulled.
@@ -131,19 +103,6 @@ func (r *Roster) brake(ctx context.Context, person, reason string) int {
 		return 0
 	}
 	return r.Brake(ctx, person, reason)
-}
-
-func (r *Roster) recordLock(ctx context.Context, l lock, out *Locked) error {
-	_, err := r.Door.Do(ctx, doorway.Act{Action: "people.lock", By: l.by, Open: func(tx *store.Tx, _ policy.Decision) ([]ledger.Entry, error) {
-		if l.spooled.Load() {
-			return nil, fault.New(fault.Conflict, "cannot record the lock of %s: the spool does", l.person)
-		}
-		return r.lockTx(tx, l, out)
-	}}, nil)
-	if err == nil {
-		r.People.Release(l.person) // the row says it now
-	}
-	return err
 }
 
 func (r *Roster) lockTx(tx *store.Tx, l lock, out *Locked) ([]ledger.Entry, error) {

@@ -348,6 +348,9 @@ func (t *tool) revokeCommand() *cobra.Command {
 				return err
 			}
 			s := t.grantView(answer.Grant)
+			if answer.Pending {
+				s.toned("recorded", "not yet: the database does not answer now, the ledger entry follows", warn)
+			}
 			return t.emit(answer, s.put("killed", count(answer.SessionsKilled, "session")))
 		})
 	c.ValidArgsFunction = t.completeGrants(false, nil)

@@ -84,7 +84,7 @@ func (t *tool) requestTable(approvals []*v1.Approval) *table {
 
 func approvedBy(a *v1.Approval) (n int) {
 	for _, d := range a.Decisions {
-		if d.Verdict == "approved" {
+		if d.Verdict == "approved" && d.Void == "" {
 			n++
 		}
 	}
@@ -140,6 +140,9 @@ func (t *tool) putDecisions(s *sheet, decisions []*v1.Decision) {
 		}
 		if d.Reason != "" {
 			line += ": " + d.Reason
+		}
+		if d.Void != "" {
+			line += "; it counts no more: " + d.Void
 		}
 		s.toned("decision", line, stateTone[d.Verdict])
 	}

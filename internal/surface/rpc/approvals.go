@@ -126,6 +126,6 @@ func approvalMessage(s approval.Shown, names *names) *handrailv1.Approval {
 
 func decisionMessage(d approval.Decision) *handrailv1.Decision {
 	return &handrailv1.Decision{
-		Person: d.Person, PersonName: d.Name, Verdict: string(d.Verdict), Reason: d.Reason, At: stamp(d.At), SignedBy: d.SignedBy(),
+		Person: d.Person, PersonName: d.Name, Verdict: string(d.Verdict), Reason: d.Reason, At: stamp(d.At), SignedBy: d.SignedBy(), Void: d.Void,
 	}
 }

@@ -108,20 +108,20 @@ func (s grants) BreakGlass(ctx context.Context, r *handrailv1.BreakGlassRequest)
 }
 
 func (s grants) Revoke(ctx context.Context, r *handrailv1.RevokeRequest) (*handrailv1.RevokeResponse, error) {
-	ended, killed, err := s.d.Access.Revoke(ctx, r.Id, r.Reason)
+	over, err := s.d.Access.Revoke(ctx, r.Id, r.Reason)
 	if err != nil {
 		return nil, err
 	}
-	g, err := s.message(ctx, ended)
-	return &handrailv1.RevokeResponse{Grant: g, SessionsKilled: uint32(killed)}, err
+	g, err := s.message(ctx, over.Grant)
+	return &handrailv1.RevokeResponse{Grant: g, SessionsKilled: uint32(over.Killed), Pending: over.Pending}, err
 }
 
 func (s grants) Done(ctx context.Context, r *handrailv1.DoneRequest) (*handrailv1.DoneResponse, error) {
-	ended, _, err := s.d.Access.Done(ctx, r.Id)
+	over, err := s.d.Access.Done(ctx, r.Id)
 	if err != nil {
 		return nil, err
 	}
-	g, err := s.message(ctx, ended)
+	g, err := s.message(ctx, over.Grant)
 	return &handrailv1.DoneResponse{Grant: g}, err
 }
 
