@@ -204,7 +204,14 @@ func (s *Server) openFleet(ctx context.Context) (err error) {
 				return err
 			})
 		},
-		Became:  s.hostBecame,
+		Became: s.hostBecame,
+		Ordered: func(ctx context.Context, host, id string) (bool, error) {
+			i, err := s.sessions.Get(ctx, id)
+			if fault.KindOf(err) == fault.NotFound {
+				return false, nil
+			}
+			return i.Host == host, err
+		},
 		Changed: func(host string) { s.notices.Publish(notice.Event{Topic: notice.Hosts, ID: host}) },
 	})
 	return err

@@ -2,11 +2,13 @@ package fleet
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
+	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/wire"
@@ -86,14 +88,16 @@ func (f *Fleet) bundle(context.Context, string, []byte) []byte {
 }
 
 // event records what happened on a node. The node sends it again until it is
-// answered; its id makes that harmless.
+// answered; its id makes that harmless. What is of a session is an entry once,
+// and only of a session that was ordered there; the rest is bounded like all
+// entries about a host.
 func (f *Fleet) event(ctx context.Context, host string, data []byte) []byte {
-	var e wire.Event
-	if err := json.Unmarshal(data, &e); err != nil || !wire.ValidID('e', e.ID) {
+	e, err := wire.ParseEvent(data)
+	if err != nil {
 		f.alarm(host, "event", "sent an event that cannot be read")
-		return []byte("ok") // sending it again would not help
+		return done // sending it again would not help
 	}
-	action, outcome := NodeReported, ledger.OK
+	action, outcome, id := NodeReported, ledger.OK, host+"/"+e.ID
 	switch e.Kind {
 	case wire.EventAlarm:
 		action, outcome = NodeAlarmed, ledger.Denied
@@ -104,10 +108,29 @@ func (f *Fleet) event(ctx context.Context, host string, data []byte) []byte {
 	default:
 		outcome = ledger.Unknown
 	}
-	_, err := f.d.Store.Record(ctx, host+"/"+e.ID, func(*store.Tx) ([]ledger.Entry, error) {
+	payload := reported{Event: e}
+	if e.Session == "" || action == NodeAlarmed || outcome == ledger.Unknown {
+		var ok bool
+		if payload.LeftOut, ok = f.mayNote(host); !ok {
+			return done
+		}
+	} else {
+		id = host + "/" + e.Kind + "/" + e.Session
+	}
+	if e.Session != "" && f.d.Ordered != nil {
+		ordered, err := f.d.Ordered(ctx, host, e.Session)
+		if err != nil {
+			f.d.Log.Error("a node's event could not be judged", "host", host, "error", err)
+			return nil // the node sends it again
+		}
+		if !ordered {
+			f.alarm(host, "event", "spoke of session "+e.Session+", which was never ordered there")
+			return done
+		}
+	}
+	_, err = f.d.Store.Record(ctx, id, func(*store.Tx) ([]ledger.Entry, error) {
 		return []ledger.Entry{{
-			Action: action, Outcome: outcome, Subjects: []string{host}, Session: sessionID(e.Session),
-			Target: "host/" + host, Payload: e,
+			Action: action, Outcome: outcome, Subjects: []string{host}, Session: e.Session, Target: "host/" + host, Payload: payload,
 		}}, nil
 	})
 	if err != nil {
@@ -115,14 +138,60 @@ func (f *Fleet) event(ctx context.Context, host string, data []byte) []byte {
 		return nil // the node sends it again
 	}
 	f.d.Changed(host)
-	return []byte("ok")
+	return done
 }
 
-func sessionID(s string) string {
-	if wire.ValidID('s', s) {
-		return s
+// done tells a node that it need not send an event again.
+var done = []byte("ok")
+
+// reported is the payload of an event's entry.
+type reported struct {
+	wire.Event
+	LeftOut int `json:"left_out,omitempty"`
+}
+
+// renew certifies another key of a node, over the connection that its present
+// certificate opened: whoever could ask could go on with that one. A host that
+// was removed gets none.
+func (f *Fleet) renew(ctx context.Context, host string, data []byte) []byte {
+	answer := wire.RenewAnswer{V: 1}
+	der, err := f.certify(ctx, host, data)
+	if err != nil {
+		f.d.Log.Error("a node's certificate could not be renewed", "host", host, "error", err)
+		answer.Error = fault.From(err).Text
 	}
-	return ""
+	answer.Certificate = der
+	out, _ := json.Marshal(answer) // plain strings and bytes always marshal
+	return out
+}
+
+func (f *Fleet) certify(ctx context.Context, host string, data []byte) ([]byte, error) {
+	if err := f.d.Known(ctx, host); err != nil {
+		return nil, err
+	}
+	var ask wire.RenewAsk
+	if err := json.Unmarshal(data, &ask); err != nil {
+		f.alarm(host, "renew", "asked for a certificate in no known form")
+		return nil, fault.Wrap(fault.Invalid, err, "cannot renew the certificate of %s", host)
+	}
+	der, err := f.d.Ring.IssueNode(ask.CSR, host)
+	if err != nil {
+		f.alarm(host, "renew", "asked for a certificate that cannot be given")
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot renew the certificate of %s", host)
+	}
+	_, err = f.d.Store.Record(ctx, store.Once(), func(*store.Tx) ([]ledger.Entry, error) {
+		return []ledger.Entry{{Action: NodeRenewed, Subjects: []string{host}, Target: "host/" + host, Payload: map[string]any{
+			"v": 1, "serial": cert.SerialNumber.Text(16), "not_after": cert.NotAfter.UnixMicro(),
+		}}}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return der, nil
 }
 
 // alarm records that a node did what an honest one does not.
@@ -147,9 +216,7 @@ const recordTime = 10 * time.Second
 // host, so that a node that flaps cannot flood the ledger; the count of those
 // left out is in the next one.
 func (f *Fleet) record(host string, action ledger.Action, outcome ledger.Outcome, payload map[string]any) {
-	f.mu.Lock()
-	left, ok := f.nodeLocked(host).budget.take(time.Now())
-	f.mu.Unlock()
+	left, ok := f.mayNote(host)
 	if !ok {
 		return
 	}
@@ -164,27 +231,4 @@ func (f *Fleet) record(host string, action ledger.Action, outcome ledger.Outcome
 	if err != nil {
 		f.d.Log.Error("an entry about a node could not be recorded", "host", host, "action", string(action), "error", err)
 	}
-}
-
-// noteRate is how many entries about one host fleet writes in a minute.
-const noteRate = 20
-
-// budget bounds entries about one host.
-type budget struct {
-	since time.Time
-	used  int
-	left  int // refused since the last that passed
-}
-
-func (b *budget) take(now time.Time) (leftOut int, ok bool) {
-	if now.Sub(b.since) > time.Minute {
-		b.since, b.used = now, 0
-	}
-	if b.used >= noteRate {
-		b.left++
-		return 0, false
-	}
-	b.used++
-	leftOut, b.left = b.left, 0
-	return leftOut, true
 }

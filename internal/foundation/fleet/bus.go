@@ -1,12 +1,14 @@
 package fleet
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/hex"
-	"encoding/json"
+	"errors"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -36,6 +38,8 @@ const (
 	maxPayload = 1 << 20
 	// maxPending bounds what a slow node may queue in this server.
 	maxPending = 8 << 20
+	// maxSubs bounds the subscriptions of one connection.
+	maxSubs = 1024
 )
 
 func newBus() (*bus, error) {
@@ -48,6 +52,7 @@ func newBus() (*bus, error) {
 		NoSigs:                     true,
 		MaxPayload:                 maxPayload,
 		MaxPending:                 maxPending,
+		MaxSubs:                    maxSubs,
 		CustomClientAuthentication: b,
 	})
 	if err != nil {
@@ -112,23 +117,14 @@ func (b *bus) Check(c server.ClientAuthentication) bool {
 }
 
 // bridge carries a node's NATS channel to the embedded server until either
-// side ends.
-func (b *bus) bridge(channel net.Conn) {
+// side ends. refused hears each time that the node used a subject of others.
+func (b *bus) bridge(channel net.Conn, refused func()) {
 	inside, err := b.nats.InProcessConn()
 	if err != nil {
 		channel.Close()
 		return
 	}
-	pipe(channel, inside)
-}
-
-// request asks one subject and waits for the answer.
-func (b *bus) request(ctx context.Context, subject string, data []byte) ([]byte, error) {
-	msg, err := b.conn.RequestWithContext(ctx, subject, data)
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot ask the node")
-	}
-	return msg.Data, nil
+	pipe(&overheard{Conn: channel, refused: refused}, inside)
 }
 
 // workers bounds how many questions of one kind are answered at once.
@@ -136,21 +132,30 @@ const workers = 16
 
 // serve answers every message on subject with what answer returns; nil is no
 // answer. The host is the one in the subject, which the node's permissions
-// hold it to.
-func (b *bus) serve(ctx context.Context, subject string, answer func(ctx context.Context, host string, data []byte) []byte) error {
+// hold it to. pace says how long a message of that host has to wait, or that
+// it is dropped.
+func (b *bus) serve(ctx context.Context, subject string, pace func(host string) (wait time.Duration, ok bool), answer func(ctx context.Context, host string, data []byte) []byte) error {
 	slots := make(chan struct{}, workers)
 	sub, err := b.conn.Subscribe(subject, func(m *nats.Msg) {
 		host, ok := wire.HostOfUp(m.Subject)
 		if !ok {
 			return
 		}
-		slots <- struct{}{}
-		go func() {
+		work := func() {
 			defer func() { <-slots }()
 			if out := answer(ctx, host, m.Data); out != nil && m.Reply != "" {
 				_ = m.Respond(out) // a node that left asks again
 			}
-		}()
+		}
+		wait, ok := pace(host)
+		switch {
+		case !ok:
+		case wait > 0:
+			time.AfterFunc(wait, func() { slots <- struct{}{}; work() })
+		default:
+			slots <- struct{}{}
+			go work()
+		}
 	})
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot listen for nodes")
@@ -159,39 +164,55 @@ func (b *bus) serve(ctx context.Context, subject string, answer func(ctx context
 	return nil
 }
 
-// gather asks all nodes at once and waits for as many answers as there are
-// hosts, or until ctx ends. Who is missing is counted, never assumed.
-func (b *bus) gather(ctx context.Context, subject string, data []byte, hosts []string) ([][]byte, error) {
+// gather asks each of the hosts and waits for their answers, or until ctx ends.
+// Each has a place of its own to answer to, so that none can answer for
+// another. Who is missing is counted, never assumed.
+func (b *bus) gather(ctx context.Context, name string, data []byte, hosts []string) (map[string][]byte, error) {
 	inbox := b.conn.NewRespInbox()
-	sub, err := b.conn.SubscribeSync(inbox)
+	sub, err := b.conn.SubscribeSync(inbox + ".*")
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot gather answers")
 	}
 	defer func() { _ = sub.Unsubscribe() }()
-	if err := b.conn.PublishRequest(subject, inbox, data); err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot ask the nodes")
-	}
-	var answers [][]byte
-	for len(answers) < len(hosts) {
-		m, err := sub.NextMsgWithContext(ctx)
-		if err != nil {
-			return answers, nil // the caller compares with the expected hosts
+	for _, host := range hosts {
+		if err := b.conn.PublishRequest(wire.DownSubject(host, name), inbox+"."+host, data); err != nil {
+			return nil, fault.Wrap(fault.Unavailable, err, "cannot ask the nodes")
 		}
-		if len(m.Data) > 0 {
-			answers = append(answers, m.Data)
+	}
+	answers := map[string][]byte{}
+	for heard := 0; heard < len(hosts); heard++ {
+		m, err := sub.NextMsgWithContext(ctx)
+		switch {
+		case errors.Is(err, nats.ErrNoResponders):
+		case err != nil:
+			return answers, nil // the caller compares with the expected hosts
+		default:
+			answers[strings.TrimPrefix(m.Subject, inbox+".")] = m.Data
 		}
 	}
 	return answers, nil
 }
 
-func parseBrakeAnswers(raw [][]byte) ([]wire.BrakeAnswer, error) {
-	var out []wire.BrakeAnswer
-	for _, r := range raw {
-		var a wire.BrakeAnswer
-		if err := json.Unmarshal(r, &a); err != nil {
-			return out, fault.Wrap(fault.Internal, err, "cannot read a node's answer to a brake")
-		}
-		out = append(out, a)
+// refusal is how the embedded server tells a node that a subject is not its
+// own. The line break before it keeps it apart from what messages carry: those
+// are JSON, in which there is none.
+var refusal = []byte("\r\n-ERR 'Permissions Violation")
+
+// overheard is a node's channel on which refusals are noticed.
+type overheard struct {
+	net.Conn
+	refused func()
+	tail    []byte // of what was written before
+}
+
+func (o *overheard) Write(p []byte) (int, error) {
+	edge := append(o.tail, p[:min(len(p), len(refusal))]...)
+	if bytes.Contains(p, refusal) || bytes.Contains(edge, refusal) {
+		o.refused()
 	}
-	return out, nil
+	if len(p) > len(refusal) {
+		edge = p
+	}
+	o.tail = append(o.tail[:0], edge[max(0, len(edge)-len(refusal)+1):]...)
+	return o.Conn.Write(p)
 }

@@ -18,11 +18,16 @@ import (
 // node is one host's node as this server sees it. Guarded by Fleet.mu.
 type node struct {
 	Node
-	became  time.Time // when it last said that it is something else
-	size    int64     // the tree that it last said it saw
-	budget  budget    // of entries about it
-	control *yamux.Session
-	bulk    *yamux.Session
+	became time.Time // when it last said that it is something else
+	size   int64     // the tree that it last said it saw
+	budget budget    // of entries about it
+	conns  int       // of its connections, before the hello too
+
+	used                map[string]*time.Time // of each rate
+	dropped             int                   // since flooded
+	flooded, trespassed time.Time             // when that was last an entry
+	control             *yamux.Session
+	bulk                *yamux.Session
 }
 
 const (
@@ -47,7 +52,15 @@ func yamuxConfig() *yamux.Config {
 // is done; the certificate says which host it is.
 func (f *Fleet) ServeConn(ctx context.Context, c *tls.Conn) {
 	defer c.Close()
-	host, hello, err := f.greet(ctx, c)
+	host, err := hostOf(c)
+	if err == nil && !f.enter(host) {
+		return
+	}
+	var hello wire.Hello
+	if err == nil {
+		defer f.leave(host)
+		hello, err = f.greet(ctx, c, host)
+	}
 	if err != nil {
 		f.d.Log.Warn("a node was refused", "address", c.RemoteAddr().String(), "error", err)
 		return
@@ -67,51 +80,58 @@ func (f *Fleet) ServeConn(ctx context.Context, c *tls.Conn) {
 	defer f.detach(host, hello.Use, session)
 	stop := context.AfterFunc(ctx, func() { session.Close() })
 	defer stop()
-	for {
+	for streams := 0; ; streams++ {
 		stream, err := session.AcceptStream()
 		if err != nil {
 			return
 		}
-		go f.serveStream(stream, hello.Use)
+		// A node opens one stream, for messages. Each that it opens costs
+		// memory until it is closed at both ends, so a second is the last.
+		if streams > 0 || hello.Use != wire.UseControl {
+			f.alarm(host, "streams", "opened a stream that no honest node opens")
+			return
+		}
+		go f.serveStream(stream, host)
 	}
 }
 
-// greet checks who connects and exchanges the hello lines.
-func (f *Fleet) greet(ctx context.Context, c *tls.Conn) (string, wire.Hello, error) {
-	var hello wire.Hello
+// hostOf says whose node connects.
+func hostOf(c *tls.Conn) (string, error) {
 	state := c.ConnectionState()
 	if len(state.VerifiedChains) == 0 {
-		return "", hello, fault.New(fault.Unauthenticated, "cannot admit a node: it shows no certificate of this installation")
+		return "", fault.New(fault.Unauthenticated, "cannot admit a node: it shows no certificate of this installation")
 	}
-	host, err := keyring.NodeOf(state.PeerCertificates[0])
-	if err != nil {
-		return "", hello, err
-	}
+	return keyring.NodeOf(state.PeerCertificates[0])
+}
+
+// greet exchanges the hello lines.
+func (f *Fleet) greet(ctx context.Context, c *tls.Conn, host string) (hello wire.Hello, err error) {
 	if err := c.SetDeadline(time.Now().Add(helloTime)); err != nil {
-		return "", hello, err
+		return hello, err
 	}
 	if err := wire.ReadLine(c, &hello); err != nil {
-		return host, hello, err
+		return hello, err
 	}
+	hello = hello.Plain()
 	if hello.Use != wire.UseControl && hello.Use != wire.UseBulk {
-		return host, hello, fault.New(fault.Invalid, "cannot admit %s: unknown use %q", host, hello.Use)
+		return hello, fault.New(fault.Invalid, "cannot admit %s: unknown use %.20q", host, hello.Use)
 	}
 	if err := f.d.Known(ctx, host); err != nil {
 		_ = wire.WriteLine(c, wire.HelloAnswer{Error: "this host was removed; join it again: handrail host invite"})
-		return host, hello, err
+		return hello, err
 	}
 	if err := f.became(ctx, host, hello); err != nil {
 		_ = wire.WriteLine(c, wire.HelloAnswer{Error: err.Error()})
-		return host, hello, err
+		return hello, err
 	}
 	answer := wire.HelloAnswer{V: 1}
 	if hello.Use == wire.UseControl {
 		answer.NATSUser, answer.NATSPass = host, f.bus.admit(host)
 	}
 	if err := wire.WriteLine(c, answer); err != nil {
-		return host, hello, err
+		return hello, err
 	}
-	return host, hello, c.SetDeadline(time.Time{})
+	return hello, c.SetDeadline(time.Time{})
 }
 
 // becameRest is how often a node may become something else: each time is an
@@ -189,16 +209,16 @@ func (f *Fleet) nodeLocked(host string) *node {
 	return n
 }
 
-// serveStream serves a stream that the node opened; there is one kind.
-func (f *Fleet) serveStream(s *yamux.Stream, use string) {
+// serveStream serves the stream that the node opened; there is one kind.
+func (f *Fleet) serveStream(s *yamux.Stream, host string) {
 	_ = s.SetReadDeadline(time.Now().Add(helloTime))
 	kind, err := wire.ReadStreamKind(s)
-	if err != nil || kind != wire.StreamNATS || use != wire.UseControl {
+	if err != nil || kind != wire.StreamNATS {
 		s.Close()
 		return
 	}
 	_ = s.SetReadDeadline(time.Time{})
-	f.bus.bridge(s)
+	f.bus.bridge(s, func() { f.trespassed(host) })
 }
 
 // pipe copies both ways until either side ends, then closes both.

@@ -27,11 +27,12 @@ const (
 	NodeLeft      ledger.Action = "node.left"
 	NodeAlarmed   ledger.Action = "node.alarmed"
 	NodeReported  ledger.Action = "node.reported"
+	NodeRenewed   ledger.Action = "node.renewed"
 )
 
 // Actions lists the ledger actions of fleet.
 func Actions() []ledger.Action {
-	return []ledger.Action{NodeConnected, NodeLeft, NodeAlarmed, NodeReported}
+	return []ledger.Action{NodeConnected, NodeLeft, NodeAlarmed, NodeReported, NodeRenewed}
 }
 
 // Epochs are what fences orders: a node that has seen higher ones refuses.
@@ -49,6 +50,8 @@ type Deps struct {
 	// Became hears what a host's node says that it is, for example without
 	// root, and tells whether that is new; an error keeps it out. It may be nil.
 	Became func(ctx context.Context, host string, hello wire.Hello) (changed bool, err error)
+	// Ordered says whether that session was ever ordered on the host; nil is yes.
+	Ordered func(ctx context.Context, host, session string) (bool, error)
 	// Epochs are read for each lease.
 	Epochs func(ctx context.Context) (Epochs, error)
 	// Changed is called after a host's presence or facts changed.
@@ -67,13 +70,13 @@ type Fleet struct {
 
 // New starts the message bus. Run must follow.
 func New(ctx context.Context, d Deps) (*Fleet, error) {
-	b, err := newBus()
-	if err != nil {
+	f := &Fleet{d: d, nodes: map[string]*node{}}
+	var err error
+	if f.bus, err = newBus(); err != nil {
 		return nil, err
 	}
-	f := &Fleet{d: d, bus: b, nodes: map[string]*node{}}
 	if err := f.load(ctx); err != nil {
-		b.close()
+		f.bus.close()
 		return nil, err
 	}
 	return f, nil
@@ -88,8 +91,10 @@ func (f *Fleet) Run(ctx context.Context) error {
 		wire.UpBundle:      f.bundle,
 		wire.UpFacts:       f.facts,
 		wire.UpEvent:       f.event,
+		wire.UpRenew:       f.renew,
 	} {
-		if err := f.bus.serve(ctx, wire.UpWildcard(name), answer); err != nil {
+		pace := func(host string) (time.Duration, bool) { return f.pace(host, name) }
+		if err := f.bus.serve(ctx, wire.UpWildcard(name), pace, answer); err != nil {
 			return err
 		}
 	}
@@ -116,18 +121,22 @@ func (f *Fleet) Brake(ctx context.Context, b wire.Brake) ([]wire.BrakeAnswer, er
 	}
 	ctx, cancel := context.WithTimeout(ctx, brakeTime)
 	defer cancel()
-	if b.Node != wire.EveryNode {
-		answer, err := f.bus.request(ctx, wire.DownSubject(b.Node, wire.DownBrake), signed)
-		if err != nil {
-			return nil, err
-		}
-		return parseBrakeAnswers([][]byte{answer})
+	hosts := []string{b.Node}
+	if b.Node == wire.EveryNode {
+		hosts = f.connected()
 	}
-	raw, err := f.bus.gather(ctx, wire.FleetSubject(wire.DownBrake), signed, f.connected())
+	raw, err := f.bus.gather(ctx, wire.DownBrake, signed, hosts)
 	if err != nil {
 		return nil, err
 	}
-	return parseBrakeAnswers(raw)
+	if len(raw) == 0 && b.Node != wire.EveryNode {
+		return nil, fault.New(fault.Unavailable, "cannot ask the node of %s: it does not answer", b.Node).WithHint("handrail host show %s", b.Node)
+	}
+	var out []wire.BrakeAnswer
+	for host, answer := range raw {
+		out = append(out, wire.ParseBrakeAnswer(answer, host, b.ID))
+	}
+	return out, nil
 }
 
 const (

@@ -36,6 +36,7 @@ type bench struct {
 	address string
 	changed atomic.Int64
 	removed atomic.Bool
+	ordered map[string]string // session: host; set before anybody connects
 }
 
 func newRing(t *testing.T) *keyring.Ring {
@@ -72,6 +73,7 @@ func newBench(t *testing.T) *bench {
 			}
 			return nil
 		},
+		Ordered: func(_ context.Context, host, session string) (bool, error) { return b.ordered[session] == host, nil },
 		Epochs: func(context.Context) (Epochs, error) {
 			return Epochs{Lock: 3, Policy: 2, Person: map[string]int64{"p-00000001": 1}}, nil
 		},
@@ -217,7 +219,11 @@ func (n *fakeNode) lease(t *testing.T, b *bench, ask wire.LeaseAsk) (wire.LeaseA
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	wait := patience
+	if ask.Node != n.answer.NATSUser {
+		wait = 2 * time.Second // a refusal is silent
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
 	m, err := n.nats.RequestWithContext(ctx, wire.UpSubject(n.answer.NATSUser, wire.UpLease), data)
 	if err != nil {
@@ -381,7 +387,7 @@ func TestFactsAreBoundedAndShown(t *testing.T) {
 			}
 		}
 	}
-	send(wire.Facts{V: 1, Full: true, Facts: []wire.Fact{{Name: "os", Value: "Debian"}, {Name: "huge", Value: strings.Repeat("x", maxFact+1)}}})
+	send(wire.Facts{V: 1, Full: true, Facts: []wire.Fact{{Name: "os", Value: "Debian"}, {Name: "huge", Value: strings.Repeat("x", 5000)}}})
 	send(wire.Facts{V: 1, Facts: []wire.Fact{{Name: "load1", Value: "0.5"}}})
 	got := b.fleet.Node(hostA).Facts
 	if len(got) != 2 || got[0].Name != "load1" || got[1].Value != "Debian" {

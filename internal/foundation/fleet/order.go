@@ -53,6 +53,7 @@ func (f *Fleet) Start(ctx context.Context, pass doorway.Pass, host string, bulk 
 		return nil, answer, fault.Wrap(fault.Unavailable, err, "cannot hear the node of %s", host).
 			WithHint("handrail host show %s", host)
 	}
+	answer = answer.Plain()
 	if err := answer.Err(); err != nil {
 		conn.Close()
 		return nil, answer, err

@@ -97,17 +97,13 @@ func (f *Fleet) markStale() {
 	}
 }
 
-const (
-	// maxFacts and maxFact bound what a node can make this server keep.
-	maxFacts = 256
-	maxFact  = 4096
-)
-
 // facts takes what a node reports, all of it or what changed.
 func (f *Fleet) facts(_ context.Context, host string, data []byte) []byte {
-	var in wire.Facts
-	if err := json.Unmarshal(data, &in); err != nil || len(in.Facts) > maxFacts {
+	in, left, err := wire.ParseFacts(data)
+	if err != nil || left > 0 {
 		f.alarm(host, "facts", "sent facts that cannot be read")
+	}
+	if err != nil {
 		return nil
 	}
 	now := time.Now()
@@ -120,7 +116,7 @@ func (f *Fleet) facts(_ context.Context, host string, data []byte) []byte {
 		}
 	}
 	for _, fact := range in.Facts {
-		if len(fact.Name) <= 64 && len(fact.Value) <= maxFact && (len(byName) < maxFacts || byName[fact.Name].Name != "") {
+		if len(byName) < wire.MaxFacts || byName[fact.Name].Name != "" {
 			byName[fact.Name] = Fact{fact, now}
 		}
 	}

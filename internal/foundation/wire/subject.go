@@ -9,6 +9,7 @@ const (
 	UpBundle      = "bundle"      // request: empty → signed trust bundle
 	UpFacts       = "facts"       // message: Facts
 	UpEvent       = "event"       // request: Event → "ok"; sent again until answered
+	UpRenew       = "renew"       // request: RenewAsk → RenewAnswer
 )
 
 // Names of what goes down (node.<host>.down.<name>, fleet.down.<name>).

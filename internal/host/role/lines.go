@@ -2,10 +2,8 @@ package role
 
 import (
 	"bytes"
-	"fmt"
-	"strconv"
-	"unicode"
-	"unicode/utf8"
+
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // maxLine bounds a line; a longer one becomes several.
@@ -50,21 +48,8 @@ func (l *lines) flush() {
 }
 
 // printable is a line as it may be shown: a role that was taken over must not
-// command the terminal of whoever watches it, nor turn its text around.
+// command the terminal of whoever watches it.
 func printable(line []byte) []byte {
-	out := make([]byte, 0, len(line)+1)
-	for len(line) > 0 {
-		r, size := utf8.DecodeRune(line)
-		switch {
-		case r == utf8.RuneError && size == 1:
-			out = fmt.Appendf(out, `\x%02x`, line[0])
-		case r == '\t' || unicode.IsPrint(r):
-			out = utf8.AppendRune(out, r)
-		default:
-			quoted := strconv.QuoteRune(r)
-			out = append(out, quoted[1:len(quoted)-1]...)
-		}
-		line = line[size:]
-	}
-	return append(out, '\n')
+	const escaped = 4 // bytes that one byte may become
+	return append([]byte(wire.Plain(string(line), escaped*maxLine)), '\n')
 }
