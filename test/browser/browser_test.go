@@ -58,33 +58,19 @@ func TestPagesWorkInARealBrowser(t *testing.T) {
 	browser := chromium()
 	need(t, browser != "", "Chromium")
 
-	// Live refreshes race the flows now and then (see docs/known-gaps.md). A
-	// finding counts when it comes three times; every try is in the log.
-	for try := 1; ; try++ {
-		err := drive(t, browser)
-		if err == nil {
-			return
-		}
-		if try == 3 {
-			t.Fatalf("the browser found something: %v", err)
-		}
-		t.Logf("try %d found something: %v", try, err)
-	}
-}
-
-// drive runs all pages and flows once, on servers of their own.
-func drive(t *testing.T, browser string) error {
 	plan, err := json.Marshal(map[string]string{
 		"chromium": browser,
 		"busy":     serve(t, fake.Busy), "fresh": serve(t, fake.Fresh), "noShells": serve(t, fake.NoShells), "flows": serve(t, fake.Busy),
-		"tokenPrefix": fake.Token(""), "linkPrefix": fake.Link(""), "profile": t.TempDir(),
+		"tokenPrefix": fake.Token(""), "linkPrefix": fake.Link(""),
 	})
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "node", "drive.mjs", string(plan)).CombinedOutput()
 	t.Logf("%s", out)
-	return err
+	if err != nil {
+		t.Fatalf("the browser found something: %v", err)
+	}
 }

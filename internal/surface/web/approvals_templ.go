@@ -753,14 +753,14 @@ func decide(f frame, a *v1.Approval) templ.Component {
 		}
 		ctx = templ.ClearChildren(ctx)
 		if a.State == "requested" && a.MayDecide {
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 55, "<section class=\"card\" aria-labelledby=\"decide\" hx-morph-skip data-approval=\"")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 55, "<section class=\"card\" id=\"decide-box\" aria-labelledby=\"decide\" hx-morph-skip data-approval=\"")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
 			var templ_7745c5c3_Var33 string
 			templ_7745c5c3_Var33, templ_7745c5c3_Err = templ.JoinStringErrs(a.Id)
 			if templ_7745c5c3_Err != nil {
-				return templ.Error{Err: templ_7745c5c3_Err, FileName: `approvals.templ`, Line: 198, Col: 83}
+				return templ.Error{Err: templ_7745c5c3_Err, FileName: `approvals.templ`, Line: 198, Col: 99}
 			}
 			_, templ_7745c5c3_Err = templ_7745c5c3_Buffer.WriteString(templ.EscapeString(templ_7745c5c3_Var33))
 			if templ_7745c5c3_Err != nil {
@@ -773,7 +773,7 @@ func decide(f frame, a *v1.Approval) templ.Component {
 			var templ_7745c5c3_Var34 string
 			templ_7745c5c3_Var34, templ_7745c5c3_Err = templ.JoinStringErrs(base64.StdEncoding.EncodeToString(a.SubjectHash))
 			if templ_7745c5c3_Err != nil {
-				return templ.Error{Err: templ_7745c5c3_Err, FileName: `approvals.templ`, Line: 198, Col: 146}
+				return templ.Error{Err: templ_7745c5c3_Err, FileName: `approvals.templ`, Line: 198, Col: 162}
 			}
 			_, templ_7745c5c3_Err = templ_7745c5c3_Buffer.WriteString(templ.EscapeString(templ_7745c5c3_Var34))
 			if templ_7745c5c3_Err != nil {
@@ -1705,7 +1705,7 @@ func grantActions(f frame, g *v1.Grant) templ.Component {
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 145, "\" class=\"stack\" hx-morph-skip><p>Every process of its sessions dies at once.</p><label class=\"field\"><span>Why</span><input name=\"reason\" required maxlength=\"500\" autocomplete=\"off\"></label><div class=\"actions\"><button type=\"submit\" class=\"button danger\">Revoke</button></div></form></section>")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 145, "\" class=\"stack\" id=\"revoke-form\" hx-morph-skip><p>Every process of its sessions dies at once.</p><label class=\"field\"><span>Why</span><input name=\"reason\" required maxlength=\"500\" autocomplete=\"off\"></label><div class=\"actions\"><button type=\"submit\" class=\"button danger\">Revoke</button></div></form></section>")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}
@@ -1734,7 +1734,7 @@ func grantActions(f frame, g *v1.Grant) templ.Component {
 				if templ_7745c5c3_Err != nil {
 					return templ_7745c5c3_Err
 				}
-				templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 149, "\" class=\"stack\" hx-morph-skip><fieldset class=\"choice\"><legend>Was it justified?</legend> <label><input type=\"radio\" name=\"verdict\" value=\"justified\" required><span>justified</span></label> <label><input type=\"radio\" name=\"verdict\" value=\"not-justified\"><span>not justified</span></label></fieldset><label class=\"field\"><span>What you saw, and what follows</span><textarea name=\"notes\" rows=\"3\" required maxlength=\"4000\"></textarea></label><div class=\"actions\"><button type=\"submit\" class=\"button primary\">Close the review</button></div></form>")
+				templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 149, "\" class=\"stack\" id=\"review-form\" hx-morph-skip><fieldset class=\"choice\"><legend>Was it justified?</legend> <label><input type=\"radio\" name=\"verdict\" value=\"justified\" required><span>justified</span></label> <label><input type=\"radio\" name=\"verdict\" value=\"not-justified\"><span>not justified</span></label></fieldset><label class=\"field\"><span>What you saw, and what follows</span><textarea name=\"notes\" rows=\"3\" required maxlength=\"4000\"></textarea></label><div class=\"actions\"><button type=\"submit\" class=\"button primary\">Close the review</button></div></form>")
 				if templ_7745c5c3_Err != nil {
 					return templ_7745c5c3_Err
 				}

@@ -296,7 +296,7 @@ func hostsPage(f frame, hosts []*v1.Host, selector, wrong string) templ.Componen
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 20, "<form class=\"filter\" role=\"search\" action=\"/hosts\">")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 20, "<form class=\"filter\" role=\"search\" action=\"/hosts\" data-filters=\"hosts-live\">")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
@@ -317,7 +317,7 @@ func hostsPage(f frame, hosts []*v1.Host, selector, wrong string) templ.Componen
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 22, "\" data-filter autocomplete=\"off\" spellcheck=\"false\" placeholder=\"Filter: web*, environment=production, service=checkout\" aria-label=\"Filter hosts\" hx-get=\"/hosts\" hx-trigger=\"input delay:150ms\" hx-select=\"#hosts-live\" hx-target=\"#hosts-live\" hx-swap=\"outerMorph\"> <kbd>/</kbd></form>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 22, "\" data-filter autocomplete=\"off\" spellcheck=\"false\" placeholder=\"Filter: web*, environment=production, service=checkout\" aria-label=\"Filter hosts\"> <kbd>/</kbd></form>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

@@ -795,7 +795,7 @@ func palette() templ.Component {
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 76, "<input type=\"search\" name=\"q\" id=\"palette-q\" autocomplete=\"off\" spellcheck=\"false\" placeholder=\"Go to a host, session, person or page\" aria-label=\"Go to\" hx-get=\"/palette\" hx-trigger=\"input delay:80ms, handrail:open\" hx-target=\"#palette-hits\" hx-swap=\"innerHTML\"></form><div id=\"palette-hits\" class=\"palette-hits\"></div></dialog>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 76, "<input type=\"search\" name=\"q\" id=\"palette-q\" autocomplete=\"off\" spellcheck=\"false\" placeholder=\"Go to a host, session, person or page\" aria-label=\"Go to\" hx-get=\"/palette\" hx-trigger=\"input delay:80ms, handrail:open\" hx-sync=\"replace\" hx-target=\"#palette-hits\" hx-swap=\"innerHTML\"></form><div id=\"palette-hits\" class=\"palette-hits\"></div></dialog>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

@@ -686,7 +686,7 @@ func ledgerPage(f frame, got *v1.ListEntriesResponse, e entryFilter, wrong strin
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 63, "</details></ledger-verify><form class=\"filter four\" role=\"search\" action=\"/ledger\" hx-get=\"/ledger\" hx-trigger=\"input delay:250ms, submit\" hx-select=\"#ledger-live\" hx-target=\"#ledger-live\" hx-swap=\"outerMorph\">")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 63, "</details></ledger-verify><form class=\"filter four\" role=\"search\" action=\"/ledger\" data-filters=\"ledger-live\">")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

@@ -187,15 +187,44 @@ function step(by, event) {
 }
 
 // A filter is part of the address: what is on the page can be sent to somebody.
+// What it filters is fetched by the address of that moment, also when something
+// else asks for it: an answer without the filter must not overtake it.
+let filtering;
 document.addEventListener("input", (event) => {
-  const form = event.target.closest("form.filter");
+  const form = event.target.closest("form[data-filters]");
   if (!form) return;
   const query = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
   history.replaceState(null, "", form.getAttribute("action") + (query.size ? "?" + query : ""));
+  clearTimeout(filtering);
+  filtering = setTimeout(() => filter(form), 150);
+});
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("[data-filters]")) return;
+  event.preventDefault();
+  clearTimeout(filtering);
+  filter(event.target);
+});
+function filter(form) {
+  const section = document.getElementById(form.dataset.filters);
+  section.dispatchEvent(new CustomEvent("htmx:abort")); // it answers to an older filter
+  section.dispatchEvent(new CustomEvent("handrail:changed"));
+}
+document.addEventListener("htmx:config:request", (event) => {
+  const { ctx } = event.detail;
+  if ($(`form[data-filters="${ctx.sourceElement.id}"]`)) ctx.request.action = location.pathname + location.search;
 });
 
-// The palette: arrows move, Enter goes.
+// The palette: arrows move, Enter goes. Who types quicker than the answer comes
+// goes to what they typed, not to what stood there before.
 const palette = $("#palette");
+let finding = false, hurry = false;
+palette?.addEventListener("input", () => ((finding = true), (hurry = false)));
+palette?.addEventListener("htmx:after:swap", () => {
+  finding = false;
+  if (hurry) $("#palette-hits a")?.click();
+  hurry = false;
+});
+palette?.addEventListener("close", () => (finding = hurry = false));
 palette?.addEventListener("keydown", (event) => {
   const hits = $$("#palette-hits a");
   const here = hits.findIndex((a) => a.classList.contains("is-here"));
@@ -206,7 +235,8 @@ palette?.addEventListener("keydown", (event) => {
     hits[next]?.scrollIntoView({ block: "nearest" });
   } else if (event.key === "Enter") {
     event.preventDefault();
-    (hits[here] ?? hits[0])?.click();
+    if (finding && here < 0) hurry = true;
+    else (hits[here] ?? hits[0])?.click();
   }
 });
 
