@@ -75,6 +75,11 @@ func TestMemoryOfAWriteSessionIsBoundedByTheHosts(t *testing.T) {
 
 func TestWhoWatchesIsEndedAfterWhoTakes(t *testing.T) {
 	b := newBench(t)
+	if mine, err := os.ReadFile("/proc/self/oom_score_adj"); err != nil || os.WriteFile("/proc/self/oom_score_adj", []byte(keepAlive), 0) != nil {
+		t.Skip("this root may not put itself last")
+	} else if err := os.WriteFile("/proc/self/oom_score_adj", mine, 0); err != nil {
+		t.Fatal(err)
+	}
 	cmd := b.apart()
 	s, _ := b.open(execSpec("cat /proc/self/oom_score_adj; echo ready; exec sleep 1000"))
 	s.sees("ready")
