@@ -3,9 +3,9 @@ package warden
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -72,31 +72,27 @@ func (s *sessions) sweep(p *powerful) []string {
 	return s.procs.KillAudited(ctx, p.Audit)
 }
 
-// sweepEarlier ends what sessions of an earlier warden left outside of their
-// cgroups. Its ids mean something only within one boot.
-func (s *sessions) sweepEarlier() {
+// clearEarlier ends what sessions of an earlier warden left: their cgroups, and
+// who had left those, if it was since this boot.
+func (s *sessions) clearEarlier() {
+	met := map[string]int{}
+	for name := range leftovers(s.prefix) {
+		met[name[len(s.prefix):]] += killResidue(name)
+	}
 	marks, _ := os.ReadDir(s.heldLive)
 	for _, m := range marks {
 		var p powerful
 		b, err := os.ReadFile(s.markPath(m.Name()))
 		if err == nil && json.Unmarshal(b, &p) == nil && p.BootID == bootID() {
 			if names := s.sweep(&p); len(names) > 0 {
-				s.events.put(wire.Event{Kind: wire.EventResidue, Session: p.Session, Count: int64(len(names)),
-					Text: "an earlier warden ended without ending this session; what had left its cgroup was killed: " + some(names)})
+				met[p.Session] += len(names)
 			}
 		}
 		_ = os.Remove(s.markPath(m.Name()))
 	}
-}
-
-// look compares the places after a session with root.
-func (s *sessions) look(l *live) {
-	if l.power == nil {
-		return
-	}
-	if paths := l.power.before.changed(lookAtPlaces()); len(paths) > 0 {
-		s.events.put(wire.Event{Kind: wire.EventResidue, Session: l.id, Person: l.person, Count: int64(len(paths)),
-			Text: "changed while this session had root, and able to start something after it: " + some(paths)})
+	for session, n := range met {
+		s.events.put(wire.Event{Kind: wire.EventResidue, Session: session, Count: int64(n),
+			Text: "an earlier warden ended without ending this session; what it left was killed"})
 	}
 }
 
@@ -128,28 +124,30 @@ func (s *sessions) giveUp(l *live, why string) {
 	}()
 }
 
-// clearUp kills what a session left and says what it was.
+// clearUp kills what a session left, and says in one event what it was.
 func (s *sessions) clearUp(l *live) keeper.Ended {
 	e, told := l.handle.Ended()
-	event := wire.Event{Kind: wire.EventResidue, Session: l.id, Person: l.person}
-	if !told {
-		// The keeper was killed. Its cgroup is not: kill it now.
-		event.Count, event.Text = int64(killResidue(l.cgroup)), "the keeper of this session died; what it left was killed"
+	var said []string
+	count := 0
+	if !told { // the keeper was killed; its cgroup is not
 		s.mu.Lock()
-		if l.lost != "" {
-			event.Text = l.lost
-		}
+		why := l.lost
 		s.mu.Unlock()
+		if why == "" {
+			why = "the keeper of this session died; what it left was killed"
+		}
+		count, said = killResidue(l.cgroup), append(said, why)
 	}
 	if left := append(e.Left, s.sweep(l.power)...); len(left) > 0 {
-		event.Count += int64(len(left))
-		if event.Text != "" {
-			event.Text += "; "
-		}
-		event.Text += fmt.Sprintf("processes had left the session's cgroup and were killed: %s", some(left))
+		count, said = count+len(left), append(said, "processes had left the session's cgroup and were killed: "+some(left))
 	}
-	if event.Text != "" {
-		s.events.put(event)
+	if l.power != nil {
+		if paths := l.power.before.changed(lookAtPlaces()); len(paths) > 0 {
+			count, said = count+len(paths), append(said, "changed meanwhile, and able to start something later: "+some(paths))
+		}
+	}
+	if len(said) > 0 {
+		s.events.put(wire.Event{Kind: wire.EventResidue, Session: l.id, Person: l.person, Count: int64(count), Text: strings.Join(said, "; ")})
 	}
 	return e
 }

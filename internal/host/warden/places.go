@@ -76,7 +76,7 @@ func (before places) changed(now places) (paths []string) {
 
 // some joins the first of many names.
 func some(names []string) string {
-	const most = 20
+	const most = 8
 	if len(names) <= most {
 		return strings.Join(names, ", ")
 	}

@@ -134,7 +134,6 @@ func (s *sessions) reserve(a accepted) (*live, error) {
 func (s *sessions) await(l *live) {
 	<-l.handle.Done()
 	e := s.clearUp(l)
-	s.look(l)
 	s.clear(l)
 	s.events.put(wire.Event{Kind: wire.EventSessionEnded, Session: l.id, Person: l.person, Why: e.Exit.Why,
 		Status: e.Status, Signal: e.Exit.Signal, Bytes: e.Bytes, Tail: e.Tail})

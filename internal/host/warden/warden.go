@@ -148,12 +148,7 @@ func open(ctx context.Context, c Config) (*warden, func(), error) {
 	}
 	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), heldLive: filepath.Join(within(held), "live"), procs: procs, prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
 		hide: hide, events: w.events, live: map[string]*live{}, uids: newUIDRange(policy)}
-	for name := range leftovers(w.run.prefix) {
-		n := killResidue(name)
-		w.events.put(wire.Event{Kind: wire.EventResidue, Session: name[len(w.run.prefix):], Count: int64(n),
-			Text: "an earlier warden ended without ending this session; what it left was killed"})
-	}
-	w.run.sweepEarlier()
+	w.run.clearEarlier()
 	return w, release, nil
 }
 
