@@ -437,7 +437,7 @@ func namesOf(url string) []string {
 }
 
 func (s *Server) newFront() (*front, error) {
-	cert, err := s.ring.ServerCertificate(namesOf(s.url()))
+	own, err := s.ring.ServerCertificates(namesOf(s.url()))
 	if err != nil {
 		return nil, err
 	}
@@ -446,7 +446,7 @@ func (s *Server) newFront() (*front, error) {
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			// Commands and nodes ask for this one name and trust our authority alone.
 			if s.c.Given == nil || hello.ServerName == keyring.ServerName {
-				return &cert, nil
+				return own()
 			}
 			return s.c.Given, nil
 		},

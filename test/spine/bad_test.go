@@ -104,7 +104,7 @@ func TestCredentialsOfAnotherInstallation(t *testing.T) {
 	})
 	t.Run("a node's certificate", func(t *testing.T) {
 		bob.hostname() // its node has joined
-		pair, err := tls.LoadX509KeyPair(filepath.Join(other.data, "link", "node.crt"), filepath.Join(other.data, "link", "node.key"))
+		pair, err := tls.LoadX509KeyPair(filepath.Join(other.data, "link", "node.pem"), filepath.Join(other.data, "link", "node.pem"))
 		if err != nil {
 			t.Fatal(err)
 		}

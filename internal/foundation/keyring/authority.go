@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -34,6 +35,33 @@ func (r *Ring) CAPool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(r.caCert)
 	return pool
+}
+
+// ServerCertificates gives a server its certificate for as long as it runs:
+// another one, with another key, once a third of its time is left.
+func (r *Ring) ServerCertificates(names []string) (current func() (*tls.Certificate, error), err error) {
+	first, err := r.ServerCertificate(names)
+	if err != nil {
+		return nil, err
+	}
+	return r.servingFrom(&first, names), nil
+}
+
+func (r *Ring) servingFrom(cert *tls.Certificate, names []string) func() (*tls.Certificate, error) {
+	var mu sync.Mutex
+	return func() (*tls.Certificate, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if left := time.Until(cert.Leaf.NotAfter); left > cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)/3 {
+			return cert, nil
+		}
+		next, err := r.ServerCertificate(names)
+		if err != nil {
+			return cert, nil // it may do for a while yet
+		}
+		cert = &next
+		return cert, nil
+	}
 }
 
 // ServerCertificate makes a key and a certificate of the installation for a
@@ -67,6 +95,11 @@ func (r *Ring) ServerCertificate(names []string) (tls.Certificate, error) {
 // IssueNode certifies the key in a certificate request for one host, for 90
 // days. Of the request only the key is used: who the node is, we say.
 func (r *Ring) IssueNode(csr []byte, host string) ([]byte, error) {
+	return r.IssueNodeFor(csr, host, certificateFor)
+}
+
+// IssueNodeFor is IssueNode for another time.
+func (r *Ring) IssueNodeFor(csr []byte, host string, life time.Duration) ([]byte, error) {
 	if !hostID.MatchString(host) {
 		return nil, fault.New(fault.Invalid, "cannot certify a node: %q is not a host id", host)
 	}
@@ -90,6 +123,7 @@ func (r *Ring) IssueNode(csr []byte, host string) ([]byte, error) {
 		return nil, fault.New(fault.Invalid, "cannot certify a node: its key is %T, not ECDSA or Ed25519", key)
 	}
 	tmpl := r.template(host, x509.ExtKeyUsageClientAuth)
+	tmpl.NotAfter = time.Now().Add(life)
 	tmpl.URIs = []*url.URL{{Scheme: nodeScheme, Host: nodeAuthority, Path: "/" + host}}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, r.caCert, req.PublicKey, r.ca)
 	if err != nil {

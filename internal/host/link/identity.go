@@ -26,8 +26,9 @@ import (
 const serverName = "server.handrail.internal"
 
 const (
-	keyName  = "node.key"
-	certName = "node.crt"
+	// pairName holds key and certificate: one file, so that they are replaced
+	// together.
+	pairName = "node.pem"
 	infoName = "node.json"
 )
 
@@ -69,7 +70,7 @@ func load(dir string) (*identity, error) {
 	if id.open, err = ledger.OpenBundle(id.Bundle, id.RootHash); err != nil {
 		return nil, err
 	}
-	if id.cert, err = tls.LoadX509KeyPair(filepath.Join(dir, certName), filepath.Join(dir, keyName)); err != nil {
+	if id.cert, err = tls.LoadX509KeyPair(filepath.Join(dir, pairName), filepath.Join(dir, pairName)); err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "cannot use this node's certificate").WithHint("remove %s and join again", dir)
 	}
 	return id, nil
@@ -103,7 +104,15 @@ func writeFile(path string, b []byte) error {
 	if err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	d, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
 }
 
 // learn keeps a newer trust bundle, if the pinned root key signed it.
@@ -140,7 +149,7 @@ func pool(b ledger.Bundle) (*x509.CertPool, error) {
 // CA alone, which the pinned root key vouches for.
 func (id *identity) dial(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error), address string) (net.Conn, error) {
 	id.mu.Lock()
-	bundle := id.open
+	bundle, cert := id.open, id.cert
 	id.mu.Unlock()
 	roots, err := pool(bundle)
 	if err != nil {
@@ -152,7 +161,7 @@ func (id *identity) dial(ctx context.Context, dial func(context.Context, string,
 	}
 	c := tls.Client(raw, &tls.Config{
 		MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: serverName, NextProtos: []string{wire.ALPN},
-		Certificates: []tls.Certificate{id.cert},
+		Certificates: []tls.Certificate{cert},
 	})
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()

@@ -4,13 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"net"
@@ -101,13 +96,9 @@ func (j joiner) try(ctx context.Context) (Joined, error) {
 	if err != nil {
 		return Joined{}, err
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, csr, err := newKey(j.o.Hostname)
 	if err != nil {
-		return Joined{}, fault.Wrap(fault.Internal, err, "cannot make a key")
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: j.o.Hostname}}, key)
-	if err != nil {
-		return Joined{}, fault.Wrap(fault.Internal, err, "cannot make a certificate request")
+		return Joined{}, err
 	}
 	roots, err := pool(bundle)
 	if err != nil {
@@ -128,7 +119,7 @@ func (j joiner) try(ctx context.Context) (Joined, error) {
 	if !wire.ValidID('h', reply.Host) {
 		return Joined{}, fault.New(fault.Internal, "cannot join: the server answered with host id %q", reply.Host)
 	}
-	if err := checkCertificate(reply.Certificate, key, roots); err != nil {
+	if err := checkCertificate(reply.Certificate, key, roots, reply.Host); err != nil {
 		return Joined{}, err
 	}
 	if newer, err := ledger.OpenBundle(reply.Bundle, j.t.RootHash); err == nil && newer.Version >= bundle.Version {
@@ -219,30 +210,10 @@ func (j joiner) post(ctx context.Context, c *tls.Config, path string, ask, reply
 	return nil
 }
 
-// checkCertificate refuses a certificate that is not for our key or not of the
-// installation.
-func checkCertificate(der []byte, key *ecdsa.PrivateKey, roots *x509.CertPool) error {
-	c, err := x509.ParseCertificate(der)
-	if err != nil {
-		return fault.Wrap(fault.Internal, err, "cannot join: bad certificate")
-	}
-	if pub, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || !pub.Equal(&key.PublicKey) {
-		return fault.New(fault.Internal, "cannot join: the certificate is for another key")
-	}
-	if _, err := c.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
-		return fault.Wrap(fault.Internal, err, "cannot join: the certificate is not of this installation")
-	}
-	return nil
-}
-
 // store writes the identity; node.json comes last, since it says that all is there.
 func (j joiner) store(out Joined, key *ecdsa.PrivateKey, der []byte, advertised string) error {
 	if err := os.MkdirAll(j.dir, 0o700); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot make folder %s", j.dir)
-	}
-	raw, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return err
 	}
 	id := &identity{V: 1, Host: out.Node, Name: out.Name, RootHash: out.RootHash, Bundle: out.Bundle, dir: j.dir, Addresses: []string{j.address}}
 	for _, a := range append([]string{advertised}, j.o.Addresses...) {
@@ -250,15 +221,12 @@ func (j joiner) store(out Joined, key *ecdsa.PrivateKey, der []byte, advertised 
 			id.Addresses = append(id.Addresses, hp)
 		}
 	}
-	err = writeFile(filepath.Join(j.dir, keyName), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw}))
-	if err == nil {
-		err = writeFile(filepath.Join(j.dir, certName), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
-	}
+	err := id.keep(key, der)
 	if err == nil {
 		err = id.save()
 	}
 	if err == nil && os.Geteuid() == 0 {
-		for _, name := range []string{"", keyName, certName, infoName} {
+		for _, name := range []string{"", pairName, infoName} {
 			if cerr := os.Lchown(filepath.Join(j.dir, name), j.o.UID, j.o.GID); cerr != nil {
 				err = cerr
 			}

@@ -132,6 +132,7 @@ func (l *link) connect(ctx context.Context, address string) error {
 	g.Go(func() error { return b.leases(ctx) })
 	g.Go(func() error { return b.facts(ctx) })
 	g.Go(func() error { return b.events(ctx) })
+	g.Go(func() error { return b.renewals(ctx) })
 	g.Go(func() error { return b.ended(ctx) })
 	g.Go(func() error { return l.sessions(ctx, control, b) })
 	g.Go(func() error { return l.sessions(ctx, bulk, b) })

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -30,6 +31,9 @@ import (
 
 func TestMain(m *testing.M) {
 	keeper.Main()
+	if dir := os.Getenv(renewEnv); dir != "" {
+		renewForever(dir)
+	}
 	os.Exit(m.Run())
 }
 
@@ -54,7 +58,12 @@ type fake struct {
 	asked  int  // proofs asked for
 	cut    bool // whoever comes is sent away
 	sent   int  // away, so far
-	change sync.Cond
+
+	life    time.Duration // of the certificate that a join brings; 0 is the usual
+	renew   func(wire.RenewAsk) wire.RenewAnswer
+	serials []string // of the certificates of each connection
+	logged  []string // by the link
+	change  sync.Cond
 }
 
 func newFake(t *testing.T) *fake {
@@ -126,6 +135,36 @@ func (f *fake) listen() {
 	}()
 }
 
+// journal hears what the link logs.
+type journal struct{ f *fake }
+
+func (journal) Enabled(context.Context, slog.Level) bool { return true }
+func (j journal) WithAttrs([]slog.Attr) slog.Handler     { return j }
+func (j journal) WithGroup(string) slog.Handler          { return j }
+func (j journal) Handle(_ context.Context, r slog.Record) error {
+	j.f.mu.Lock()
+	defer j.f.mu.Unlock()
+	j.f.logged = append(j.f.logged, r.Message)
+	j.f.change.Broadcast()
+	return nil
+}
+
+// interrupt cuts both connections and keeps the node out for a while.
+func (f *fake) interrupt() {
+	f.t.Helper()
+	f.mu.Lock()
+	f.cut = true
+	for use, y := range f.conns {
+		y.Close()
+		delete(f.conns, use)
+	}
+	f.mu.Unlock()
+	f.until("the node tries again", func() bool { return f.sent > 1 })
+	f.mu.Lock()
+	f.cut = false
+	f.mu.Unlock()
+}
+
 // sendAway says whether the network is cut, and counts who came.
 func (f *fake) sendAway() bool {
 	f.mu.Lock()
@@ -170,7 +209,11 @@ func (f *fake) api() http.Handler {
 			_, _ = w.Write([]byte(`{"code":"not_found","message":"cannot join: the token was used already"}`))
 			return
 		}
-		der, err := f.ring.IssueNode(in.CSR, host)
+		life := f.life
+		if life == 0 {
+			life = 90 * 24 * time.Hour
+		}
+		der, err := f.ring.IssueNodeFor(in.CSR, host, life)
 		if err != nil {
 			f.t.Error(err)
 		}
@@ -194,6 +237,7 @@ func (f *fake) node(c *tls.Conn) {
 	}
 	f.mu.Lock()
 	f.conns[h.Use], f.hello = y, h
+	f.serials = append(f.serials, c.ConnectionState().PeerCertificates[0].SerialNumber.String())
 	f.change.Broadcast()
 	f.mu.Unlock()
 	for {
@@ -250,6 +294,16 @@ func (f *fake) answer() {
 		a := wire.ConsistencyAnswer{V: 1, Hashes: wire.HashList(p)}
 		if err != nil {
 			a.Error = err.Error()
+		}
+		out, _ := json.Marshal(a)
+		_ = m.Respond(out)
+	})
+	sub(wire.UpRenew, func(m *nats.Msg) {
+		var ask wire.RenewAsk
+		_ = json.Unmarshal(m.Data, &ask)
+		a := wire.RenewAnswer{V: 1, Error: "cannot renew: not now"}
+		if f.renew != nil {
+			a = f.renew(ask)
 		}
 		out, _ := json.Marshal(a)
 		_ = m.Respond(out)
@@ -383,7 +437,7 @@ func (f *fake) token(root, secret string) string {
 }
 
 // node joins and runs link and warden in this process.
-func startNode(t *testing.T, f *fake) {
+func startNode(t *testing.T, f *fake) (dir string) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -409,7 +463,9 @@ func startNode(t *testing.T, f *fake) {
 	go func() {
 		done <- warden.Run(ctx, warden.Config{Dir: filepath.Join(dir, "warden"), Socket: socket, Version: "test"})
 	}()
-	go func() { done <- Run(ctx, Config{Dir: filepath.Join(dir, "link"), Socket: socket, Version: "test"}) }()
+	go func() {
+		done <- Run(ctx, Config{Dir: filepath.Join(dir, "link"), Socket: socket, Version: "test", Log: slog.New(journal{f})})
+	}()
 	t.Cleanup(func() {
 		cancel()
 		for range 2 {
@@ -419,6 +475,7 @@ func startNode(t *testing.T, f *fake) {
 		}
 	})
 	f.until("both connections are there", func() bool { return f.conns[wire.UseControl] != nil && f.conns[wire.UseBulk] != nil })
+	return filepath.Join(dir, "link")
 }
 
 // output reads a session to its end.
@@ -533,17 +590,7 @@ func TestACutConnectionEndsItsSessionsAndComesBack(t *testing.T) {
 	if ft, _, err := wire.NewReader(s).Next(); err != nil || ft != wire.FrameStdout {
 		t.Fatal(ft, err)
 	}
-	f.mu.Lock()
-	f.cut = true
-	for use, y := range f.conns {
-		y.Close()
-		delete(f.conns, use)
-	}
-	f.mu.Unlock()
-	f.until("the node tries again", func() bool { return f.sent > 1 })
-	f.mu.Lock()
-	f.cut = false
-	f.mu.Unlock()
+	f.interrupt()
 	f.until("both connections are there again", func() bool { return f.conns[wire.UseControl] != nil && f.conns[wire.UseBulk] != nil })
 	f.until("the session's end is reported", func() bool {
 		for _, e := range f.events {
@@ -636,7 +683,7 @@ func TestASecondJoinIsRefused(t *testing.T) {
 	if _, err := Join(t.Context(), f.token(f.ring.RootHash(), "a-good-secret-word"), dir, JoinOptions{Hostname: "web-1", UID: os.Getuid(), GID: os.Getgid()}); err != nil {
 		t.Fatal(err)
 	}
-	if fi, err := os.Stat(filepath.Join(dir, keyName)); err != nil || fi.Mode().Perm() != 0o600 {
+	if fi, err := os.Stat(filepath.Join(dir, pairName)); err != nil || fi.Mode().Perm() != 0o600 {
 		t.Fatal(fi.Mode(), err)
 	}
 	if _, err := Join(t.Context(), f.token(f.ring.RootHash(), "a-good-secret-word"), dir, JoinOptions{}); fault.KindOf(err) != fault.Conflict {

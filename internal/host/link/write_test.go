@@ -12,16 +12,16 @@ func TestWritingAnIdentityFollowsNoLinkThatWasLeftThere(t *testing.T) {
 	if err := os.WriteFile(victim, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(victim, filepath.Join(dir, keyName+".new")); err != nil {
+	if err := os.Symlink(victim, filepath.Join(dir, pairName+".new")); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeFile(filepath.Join(dir, keyName), []byte("key")); err != nil {
+	if err := writeFile(filepath.Join(dir, pairName), []byte("key")); err != nil {
 		t.Fatal(err)
 	}
 	if b, _ := os.ReadFile(victim); string(b) != "mine" {
 		t.Errorf("a file elsewhere was overwritten: %q", b)
 	}
-	if b, _ := os.ReadFile(filepath.Join(dir, keyName)); string(b) != "key" {
+	if b, _ := os.ReadFile(filepath.Join(dir, pairName)); string(b) != "key" {
 		t.Errorf("the key reads %q", b)
 	}
 }

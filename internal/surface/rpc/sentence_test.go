@@ -65,6 +65,7 @@ func TestEachEntrySaysWhatHappened(t *testing.T) {
 		{"person.regrouped", "ok", both, identity.PersonPayload{Person: "p-ada", Groups: []string{"admin"}}, "ben regrouped ada, in admin; before that, in no group"},
 		{"host.set", "ok", byBen, map[string]any{"host": target.Host{Name: "web-1", Environment: "production"}, "before": target.Host{Name: "web-1", Environment: "dev"}}, "ben set web-1: environment production (was dev)"},
 		{"login.failed", "denied", []string{"system"}, identity.FailuresPayload{Sources: []identity.SourceFailure{{Source: "192.0.2.1", Counts: map[string]int64{"x": 3}}}}, "logging in failed 3 times within a minute from 192.0.2.1, denied"},
+		{"node.renewed", "ok", []string{"h-web"}, map[string]any{"not_after": 1_800_000_000_000_000}, "web-1's node got another certificate, good until 2027-01-15"},
 		{"node.alarmed", "denied", []string{"h-web"}, map[string]any{"rule": "replay", "text": "an order came twice"}, "web-1's node ALARM replay: an order came twice, denied"},
 		{"person.added", "ok", both, json.RawMessage(`"from a newer version"`), "ben: person added for ada on web-1"},
 		{"fix.rolled", "ok", both, map[string]any{}, "ben: fix rolled for ada on web-1"},

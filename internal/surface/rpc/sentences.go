@@ -147,6 +147,11 @@ var sentences = map[string]func(*said) string{
 		return s.where() + " ALARM " + p.Rule + because(p.Text)
 	},
 	"node.reported": reported,
+	"node.renewed": func(s *said) string {
+		return s.where() + "'s node got another certificate, good until " + time.UnixMicro(read[struct {
+			NotAfter int64 `json:"not_after"`
+		}](s).NotAfter).UTC().Format(time.DateOnly)
+	},
 
 	"person.added": func(s *said) string {
 		p := read[identity.PersonPayload](s)
