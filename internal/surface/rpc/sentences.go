@@ -148,7 +148,7 @@ var sentences = map[string]func(*said) string{
 	},
 	"node.reported": reported,
 	"node.renewed": func(s *said) string {
-		return s.where() + "'s node got another certificate, good until " + time.UnixMicro(read[struct {
+		return s.where() + " got another certificate, good until " + time.UnixMicro(read[struct {
 			NotAfter int64 `json:"not_after"`
 		}](s).NotAfter).UTC().Format(time.DateOnly)
 	},
