@@ -280,7 +280,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Recordings: s.recordings, Notices: s.notices,
 		Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
-	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Log: s.c.Log})
+	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
 	outside := rpc.FromNetwork(api)
 	s.handler = s.onlyOurNames(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if isAPI(r.URL.Path) {

@@ -2,6 +2,7 @@
 import { createRequire } from "node:module";
 import { mkdirSync, readFileSync } from "node:fs";
 import { chromium } from "playwright-core";
+import { attacks } from "./attacks.mjs";
 import { flows } from "./flows.mjs";
 
 const plan = JSON.parse(process.argv[2]);
@@ -121,6 +122,7 @@ await Promise.all([0, 1].map(async () => {
 }));
 console.log(`${looked} pages looked at ${audits} times with axe, ${violations} violations, in ${seconds()} s`);
 
+if (!only || only === "attacks") await attacks({ plan, visitor, check, pages });
 if (!only || only === "flows") await flows({ plan, visitor, check, audit, look: { viewport: { width: 1280, height: 860 } } });
 console.log(`all of it took ${seconds()} s`);
 await browser.close();

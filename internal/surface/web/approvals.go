@@ -61,7 +61,16 @@ func (s *site) showApproval(v *visit) error {
 	return v.show(f, approvalPage(f, got.Approval))
 }
 
+// signBegin starts the ceremony, but not for who may not decide: nobody is
+// asked for a passkey in vain.
 func (s *site) signBegin(v *visit) error {
+	a, err := s.approvals.Get(v.ctx, &v1.GetApprovalRequest{Id: v.r.PathValue("id")})
+	if err != nil {
+		return err
+	}
+	if a := a.Approval; a.State == "requested" && !a.MayDecide {
+		return fault.New(fault.Denied, "cannot approve %s: %s", a.Id, strings.TrimRight(a.MayNotWhy, "."))
+	}
 	got, err := s.approvals.SignBegin(v.ctx, &v1.SignBeginRequest{Id: v.r.PathValue("id")})
 	if err != nil {
 		return err

@@ -116,5 +116,5 @@ func troubleTitle(k fault.Kind) string {
 }
 
 func (s *site) notFound(v *visit) error {
-	return fault.New(fault.NotFound, "cannot find %s: there is no such page", v.r.URL.Path)
+	return fault.New(fault.NotFound, "cannot find %s: there is no such page", v.r.URL.EscapedPath())
 }

@@ -102,7 +102,7 @@ func (v *visit) frame(title, nav string) frame {
 	f := frame{
 		Title: title, Nav: nav, Path: v.r.URL.RequestURI(), Static: v.site.files.path(""),
 		Nonce: v.nonce, Now: v.site.now(), Done: doneWords[v.r.URL.Query().Get("ok")],
-		Inst: &v1.Installation{}, Status: &v1.StatusResponse{}, Me: &v1.Person{},
+		Inst: &v1.Installation{Demo: v.site.demo}, Status: &v1.StatusResponse{}, Me: &v1.Person{},
 	}
 	if v.me != nil {
 		f.Me, f.Inst, f.Status = v.me.Person, v.me.Installation, v.status
@@ -133,7 +133,7 @@ func (v *visit) render(status int, c templ.Component) error {
 	h := v.w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Add("Vary", "Accept-Encoding, HX-Request")
-	out := buf.Bytes()
+	out := visible(buf.Bytes())
 	if h.Get("Cache-Control") != "no-store" && len(out) > 1400 && strings.Contains(v.r.Header.Get("Accept-Encoding"), "gzip") {
 		h.Set("Content-Encoding", "gzip")
 		out = pack(out, gzip.BestSpeed)

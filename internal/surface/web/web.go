@@ -29,6 +29,8 @@ type Deps struct {
 	BaseURL string
 	// Secure says whether the visitor came by HTTPS; nil means r.TLS != nil.
 	Secure func(*http.Request) bool
+	// Demo marks the pages before the login; the others hear it from the API.
+	Demo bool
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 	Log *slog.Logger
@@ -46,6 +48,7 @@ type site struct {
 	now    func() time.Time
 	log    *slog.Logger
 	files  *files
+	demo   bool
 
 	logins    handrailv1connect.LoginsClient
 	hosts     handrailv1connect.HostsClient
@@ -60,7 +63,7 @@ type site struct {
 
 // New returns the pages. It serves every path but those of the API.
 func New(d Deps) http.Handler {
-	s := &site{secure: d.Secure, now: d.Now, log: d.Log, files: loadFiles()}
+	s := &site{secure: d.Secure, now: d.Now, log: d.Log, files: loadFiles(), demo: d.Demo}
 	if s.secure == nil {
 		s.secure = func(r *http.Request) bool { return r.TLS != nil }
 	}

@@ -168,6 +168,8 @@ func TestWhoIsNotLoggedInGoesToLogInAndBack(t *testing.T) {
 	b.person = ""
 	for next, want := range map[string]string{
 		"/hosts": "/hosts", "https://evil.example/": "/", "//evil.example/": "/", `/\evil.example`: "/", "/login?t=x": "/", "javascript:alert(1)": "/",
+		"/%2F%2Fevil.example": "/", "/%5Cevil.example": "/%5Cevil.example", "/\t/evil.example": "/", "http:/evil.example": "/", "///evil.example": "/",
+		"?t=x": "/", "https:evil.example": "/", "/hosts?q=a%0d%0ab": "/hosts?q=a%0d%0ab",
 	} {
 		_, body := b.get("/login?next=" + url.QueryEscape(next))
 		if !strings.Contains(body, `data-next="`+want+`"`) {
@@ -242,6 +244,31 @@ func TestBreakGlassAsksForTheNameTyped(t *testing.T) {
 	resp, _ = b.post("/hosts/db-1/break-glass", url.Values{"reason": {"fire"}, "sure": {"db-1"}})
 	if resp.StatusCode != http.StatusSeeOther || !strings.HasPrefix(resp.Header.Get("Location"), "/grants/") {
 		t.Errorf("%s", resp.Status)
+	}
+}
+
+func TestWhoMayNotDecideIsNotAskedForAPasskey(t *testing.T) {
+	resp, body := open(t, fake.Busy, "ada").post("/approvals/a-2q9w4e1r/sign", nil)
+	if resp.StatusCode != http.StatusForbidden || !strings.Contains(body, "nobody decides their own request") || strings.Contains(body, "challenge") {
+		t.Errorf("the requester: %s", resp.Status)
+	}
+	resp, body = open(t, fake.Busy, "grace").post("/approvals/a-6y1u8i4o/sign", nil)
+	if resp.StatusCode != http.StatusOK || !strings.Contains(body, "challenge") {
+		t.Errorf("who may decide: %s", resp.Status)
+	}
+}
+
+func TestADemoSaysSoBeforeTheLogin(t *testing.T) {
+	for demo, want := range map[bool]int{true: 1, false: 0} {
+		api := fake.New(fake.Busy, time.Now())
+		s := httptest.NewServer(api.Handler())
+		defer s.Close()
+		w := httptest.NewRecorder()
+		h := web.New(web.Deps{Transport: http.DefaultTransport, BaseURL: s.URL, Demo: demo})
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/login", nil))
+		if got := strings.Count(w.Body.String(), "<strong>Demo.</strong>"); got != want {
+			t.Errorf("demo %v: marked %d times", demo, got)
+		}
 	}
 }
 

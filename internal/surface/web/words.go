@@ -57,6 +57,17 @@ func clock(d *durationpb.Duration) string {
 	return fmt.Sprintf("%d:%02d", s/60, s%60)
 }
 
+// lengthWord says how long something took; what is over at once has no "0:00".
+func lengthWord(d *durationpb.Duration) string {
+	switch n := d.AsDuration(); {
+	case n < time.Second:
+		return "under 1 s"
+	case n < time.Minute:
+		return span(n)
+	}
+	return clock(d) + " long"
+}
+
 func set(ts *timestamppb.Timestamp) bool { return ts != nil && ts.GetSeconds() > 0 }
 
 func stamp(ts *timestamppb.Timestamp) string { return ts.AsTime().UTC().Format(time.RFC3339) }
@@ -459,6 +470,45 @@ func kindWord(kind string) string {
 		return "ratify a break-glass"
 	}
 	return kind
+}
+
+// saidOnce is the details of a request without those that the page says anyway.
+func saidOnce(a *v1.Approval) []*v1.Detail {
+	var rest []*v1.Detail
+	for _, d := range a.GetDetails() {
+		if d.Name != "who" || d.Value != a.RequesterName {
+			rest = append(rest, d)
+		}
+	}
+	return rest
+}
+
+// beganWord is what the start of a grant is called: it may be yet to come.
+func beganWord(g *v1.Grant) string {
+	switch g.GetState() {
+	case "active", "paused":
+		return "In force since"
+	case "requested", "approved":
+		return "Begins"
+	}
+	return "Began"
+}
+
+// grantEndWord says why a grant ended.
+func grantEndWord(g *v1.Grant) string {
+	switch g.GetEndedWhy() {
+	case "done":
+		return g.PersonName + " was done"
+	case "expired":
+		return "time was up"
+	case "revoked":
+		return "taken away"
+	case "locked":
+		return "the person was locked"
+	case "unratified":
+		return "nobody stood behind it in time"
+	}
+	return g.EndedWhy
 }
 
 func decidersOf(a *v1.Approval) string {

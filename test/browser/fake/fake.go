@@ -28,6 +28,7 @@ const (
 	Busy     Kind = iota // hosts, people, live sessions, requests, a broken glass
 	Fresh                // minute one: one host, nobody but the first person
 	NoShells             // a machine where no shell is possible
+	Hostile              // the busy one, told by an attacker wherever text is free
 )
 
 // API is the story and its state.

@@ -20,6 +20,9 @@ func (a *API) tell() {
 	case NoShells:
 		a.fresh()
 		a.noShells()
+	case Hostile:
+		a.busy()
+		a.poison()
 	default:
 		a.busy()
 	}

@@ -133,6 +133,9 @@ func (s sessions) Replay(_ context.Context, r *v1.ReplaySessionRequest, out *con
 		return err
 	}
 	for _, e := range film() {
+		if e.Kind == "chapter" && s.a.kind == Hostile {
+			e.Text += Poison
+		}
 		if err := out.Send(e); err != nil {
 			return err
 		}
@@ -221,6 +224,12 @@ func (s shell) answer(line string) {
 	case "touch x":
 		s.print("\r\ntouch: cannot touch 'x': Read-only file system\r\n")
 		s.send(&v1.AttachFrame{Frame: &v1.AttachFrame_Notice{Notice: &v1.AttachNotice{Kind: "refusal", Text: "This session is read-only. To write: handrail elevate thinkpad --reason \"…\""}}})
+	case "ask": // all that a program may ask a terminal
+		s.print("\x1b[c\x1b[>c\x1b[=c\x1b[5n\x1b[6n\x1b[?6n\x1b[?996n\x1b[14t\x1b[16t\x1b[18t\x1b[19t\x1b[21t\x1b[?2026$p\x1b[4$p\x1b[x\x1b[>q\x1b[?u" +
+			"\x1bP$qm\x1b\\\x1bP$q\"p\x1b\\\x1bP+q544e\x1b\\\x1b]4;1;?\x07\x1b]10;?\x07\x1b]11;?\x07\x1b]12;?\x07\x1b[?1004hasked\r\n")
+	case "tell": // all that a program may tell a terminal of its surroundings
+		s.print("\r\n\x1b]52;c;cHduZWQ=\x07\x1b]0;a title\x07\x1b]2;a title\x07\x1b]8;;https://evil.example/\x07link\x1b]8;;\x07\x1b]9;pwned\x07\x1b[8;1;1t told\r\n")
+		s.send(&v1.AttachFrame{Frame: &v1.AttachFrame_Notice{Notice: &v1.AttachNotice{Kind: "refusal", Text: "Said: " + Poison}}})
 	case "tag":
 		s.print("\r\n\x1b[31mred\x1b[0m \x1b[1;41;97m PRODUCTION \x1b[0m \x1b[38;2;90;200;250mtrue\x1b[0m\r\n")
 	default:

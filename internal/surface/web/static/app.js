@@ -5,12 +5,18 @@
 const $ = (selector, root = document) => root.querySelector(selector);
 const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 
+// --- text of others ---
+// visible shows what is made not to be seen (U+202E turns text around), as the
+// pages do it on the server: what comes by a stream or as JSON is of no page.
+const unseen = /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}\p{Co}\p{Variation_Selector}\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0]/gu;
+export const visible = (text) => String(text ?? "").replace(unseen, (c) => (c === "\n" || c === "\t" ? " " : `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`));
+
 // --- saying something to everybody, screen readers included ---
 let quiet;
 export function say(text) {
   const box = $("#say");
   if (!box) return;
-  box.textContent = text;
+  box.textContent = visible(text);
   clearTimeout(quiet);
   quiet = setTimeout(() => (box.textContent = ""), 2200);
 }
@@ -291,7 +297,7 @@ addEventListener("pageshow", follow);
 
 let waiting;
 let flushed = 0;
-function refresh(topic) {
+export function refresh(topic) {
   for (const el of $$("[data-live]")) {
     if (topic === null || el.dataset.live.split(" ").includes(topic)) due.add(el.id);
   }

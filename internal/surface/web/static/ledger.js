@@ -1,6 +1,7 @@
 // Proving the ledger: <ledger-verify> follows the server's verification,
 // <proof-check> checks one entry's proof in this browser.
 
+import { visible } from "./app.js";
 import { lines } from "./stream.js";
 
 const b64 = (s) => Uint8Array.from(atob(s), (c) => c.charCodeAt(0));
@@ -47,7 +48,7 @@ class LedgerVerify extends HTMLElement {
       if (!whole || !last?.done) throw new Error("the verification broke off: that proves nothing");
       result.replaceChildren(this.outcome(last, number));
     } catch (error) {
-      result.replaceChildren(verdict(false, "Not verified", make("p", {}, error.message)));
+      result.replaceChildren(verdict(false, "Not verified", make("p", {}, visible(error.message))));
     }
     button.disabled = false;
   }
@@ -62,7 +63,7 @@ class LedgerVerify extends HTMLElement {
     if (last.ok) return verdict(true, "Nothing was changed", counted, head, note);
     head.textContent = "Checked against this signed checkpoint:";
     return verdict(false, "Something was touched",
-      make("ul", {}, ...(last.findings ?? []).map((f) => make("li", {}, f))), counted, head, note);
+      make("ul", {}, ...(last.findings ?? []).map((f) => make("li", {}, visible(f)))), counted, head, note);
   }
 }
 
@@ -109,7 +110,7 @@ class ProofCheck extends HTMLElement {
       const hex = Array.from(got, (b) => b.toString(16).padStart(2, "0")).join("");
       result.replaceChildren(verdict(true, "The leaf is in the tree", make("p", { className: "wrap" }, "Root ", make("code", {}, hex))));
     } catch (error) {
-      result.replaceChildren(verdict(false, "The proof does not hold", make("p", {}, error.message)));
+      result.replaceChildren(verdict(false, "The proof does not hold", make("p", {}, visible(error.message))));
     }
   }
 }

@@ -1,6 +1,6 @@
 // Passkeys: log in, make one, sign an approval. The server sends WebAuthn's
 // JSON forms, and gets them back.
-import { say } from "./app.js";
+import { say, visible } from "./app.js";
 
 async function post(url, body) {
   const answer = await fetch(url, {
@@ -58,7 +58,7 @@ document.addEventListener("click", async (event) => {
   const tell = (text) => {
     if (!said) return say(text);
     said.hidden = !text;
-    said.textContent = text;
+    said.textContent = visible(text);
   };
   tell("");
   if (!window.PublicKeyCredential?.parseRequestOptionsFromJSON) {

@@ -1,7 +1,7 @@
 // <replay-view>: a recording, with seek, speed, its commands as chapters, and
 // search in what it shows. The events come one JSON value a line.
 
-import { say } from "./app.js";
+import { say, visible } from "./app.js";
 import { make, open } from "./screen.js";
 import { lines } from "./stream.js";
 
@@ -95,7 +95,7 @@ class ReplayView extends HTMLElement {
     }
     const list = make("ol");
     this.marks = this.chapters.map((c) => {
-      const label = c.k === "chapter" ? c.x : c.k === "gap" ? "gap: " + c.x : c.x || c.k;
+      const label = visible(c.k === "chapter" ? c.x : c.k === "gap" ? "gap: " + c.x : c.x || c.k);
       const button = make("button", { type: "button", title: label }, make("span", { className: "num" }, clock(c.t)), make(c.k === "chapter" ? "code" : "em", {}, label));
       button.addEventListener("click", () => (this.seek(c.t), this.play(true)));
       list.append(make("li", {}, button));
@@ -170,7 +170,7 @@ class ReplayView extends HTMLElement {
       case "output":
       case "error": this.term.write(e.d ?? ""); break;
       case "resize": this.fit(e.c, e.r); break;
-      case "gap": this.term.write(`\r\n\x1b[33m[gap: ${e.x}]\x1b[0m\r\n`); break;
+      case "gap": this.term.write(`\r\n\x1b[33m[gap: ${visible(e.x)}]\x1b[0m\r\n`); break;
     }
   }
 

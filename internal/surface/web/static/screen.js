@@ -2,6 +2,7 @@
 // content security policy.
 
 import { Terminal } from "./vendor/xterm.mjs";
+import { say, visible } from "./app.js";
 import { FitAddon } from "./vendor/addon-fit.mjs";
 
 // xterm writes colours and sizes into style elements that it makes, and single
@@ -37,11 +38,26 @@ export const make = (name, props = {}, ...children) => {
   return el;
 };
 
+// silence keeps a terminal from answering programs while still() holds. What a
+// program asks (where the cursor is, which colours, what terminal this is), the
+// terminal of the session's own person answers. The answer of a second one would
+// be keys that nobody pressed, in the name of who joined.
+export function silence(term, still) {
+  const ask = (id) => term.parser.registerCsiHandler(id, still);
+  for (const final of ["c", "n", "t", "x"]) ask({ final });
+  for (const prefix of [">", "=", "?"]) for (const final of ["c", "n", "q", "u"]) ask({ prefix, final });
+  ask({ intermediates: "$", final: "p" });
+  ask({ prefix: "?", intermediates: "$", final: "p" });
+  for (const intermediates of ["$", "+"]) term.parser.registerDcsHandler({ intermediates, final: "q" }, still);
+  for (const colour of [4, 5, 10, 11, 12, 13, 14, 17, 19]) term.parser.registerOscHandler(colour, (data) => data.includes("?") && still());
+}
+
 // open makes a terminal inside box. keys: false for one that only shows.
 export function open(box, { nonce, label, keys }) {
   allowStyles(nonce);
   const term = new Terminal({
-    theme, fontSize: 13, lineHeight: 1.2, scrollback: 5000, cursorBlink: keys, disableStdin: !keys, minimumContrastRatio: 4.5,
+    theme, fontSize: 13, lineHeight: 1.2, scrollback: 5000, linkHandler: { activate: (_, uri) => say("The program links to " + visible(uri)) }, // words may promise another place
+    cursorBlink: keys, disableStdin: !keys, minimumContrastRatio: 4.5,
     fontFamily: getComputedStyle(document.documentElement).getPropertyValue("--mono").trim() || "monospace",
   });
   const fit = new FitAddon();

@@ -2,9 +2,9 @@
 // AttachFrame over a WebSocket: input and size to the session, output from it,
 // and how much of that output it has shown, so that the server can wait.
 
-import { say } from "./app.js";
+import { refresh, say, visible } from "./app.js";
 import { decode, encode } from "./frame.js";
-import { make, open, search } from "./screen.js";
+import { make, open, search, silence } from "./screen.js";
 import "./replay.js";
 
 const reasons = {
@@ -49,13 +49,14 @@ class TermView extends HTMLElement {
     this.append(frame);
     const { term, fit } = open(screen, { nonce: this.dataset.nonce, label: "Terminal: " + this.dataset.label, keys: true });
     Object.assign(this, { term, fit });
+    silence(term, () => this.mode !== "own");
     const seek = search(term);
     find.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !seek(find.value)) say("Not found");
       if (event.key === "Escape") term.focus();
     });
     term.attachCustomKeyEventHandler((event) => this.key(event, find));
-    term.onData((data) => this.send(encode.input(data)));
+    term.onData((data) => (this.mode === "own" || !/^\x1b\[[IO]$/.test(data)) && this.send(encode.input(data))); // focus is not typing
     term.onBinary((data) => this.send(encode.input(Uint8Array.from(data, (c) => c.charCodeAt(0)))));
     term.onResize(({ cols, rows }) => this.mode === "own" && this.send(encode.resize(cols, rows)));
     this.watcher = new ResizeObserver(() => {
@@ -163,12 +164,14 @@ class TermView extends HTMLElement {
         if (frame.what === "paused" || frame.what === "resumed") this.word.textContent = frame.what === "paused" ? "paused" : modes[this.mode];
         break;
       case "session":
-        if (frame.state === "paused") this.word.textContent = "paused" + (frame.pausedWhy ? ": " + frame.pausedWhy : "");
+        refresh("sessions"); // the head of the page says the same
+        if (frame.state === "paused") this.word.textContent = "paused" + (frame.pausedWhy ? ": " + visible(frame.pausedWhy) : "");
         else if (frame.state === "live") this.word.textContent = modes[this.mode];
         else if (frame.state === "ended") this.over = true;
         break;
       case "exit":
         this.over = true;
+        refresh("sessions");
         this.word.textContent = frame.status === 0 || this.ending ? "ended" : "ended, exit " + frame.status;
     }
   }
@@ -197,6 +200,7 @@ class TermView extends HTMLElement {
   }
 
   closed() {
+    refresh("sessions");
     this.over ||= document.querySelector("#session-live [data-state]")?.dataset.state === "ended";
     this.term.options.disableStdin = true;
     const again = make("button", { type: "button" }, this.over ? "See the recording" : "Connect again");
@@ -206,7 +210,7 @@ class TermView extends HTMLElement {
   }
 
   notice(text, bad) {
-    this.notices.textContent = text;
+    this.notices.textContent = visible(text);
     this.notices.hidden = !text;
     this.notices.classList.toggle("is-bad", !!bad);
   }
