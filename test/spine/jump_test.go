@@ -173,18 +173,27 @@ func TestALockEndsWhatSomebodyLooksAt(t *testing.T) {
 func (i *installation) liveSession(p person) (id string) {
 	i.t.Helper()
 	i.until("a live session", func() bool {
-		var list struct {
-			Sessions []struct{ ID, State string }
+		for _, id = range i.live(p) {
+			return true
 		}
-		p.json(&list, "sessions", "--live", "-o", "json")
-		for _, s := range list.Sessions {
-			if s.State == "live" {
-				id = s.ID
-			}
-		}
-		return id != ""
+		return false
 	})
 	return id
+}
+
+// live are the ids of the live sessions.
+func (i *installation) live(p person) (ids []string) {
+	i.t.Helper()
+	var list struct {
+		Sessions []struct{ ID, State string }
+	}
+	p.json(&list, "sessions", "--live", "-o", "json")
+	for _, s := range list.Sessions {
+		if s.State == "live" {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
 }
 
 // TestStockClients runs the clients that people have, unchanged.

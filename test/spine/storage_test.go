@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"handrail.dev/handrail/test/postgres"
 )
 
 // smallDisk is a folder on a disk of its own.
@@ -123,6 +125,59 @@ func TestALockedDatabaseStopsNoBrake(t *testing.T) {
 	i.until("sessions to open again", func() bool { return ada.run("ssh", host, "--", "echo in").out == "in\n" })
 	i.until("the lock to be in the ledger", func() bool {
 		return strings.Contains(ada.ok("ledger", "list", "--limit", "500", "-o", "json"), "person.locked")
+	})
+	if r := cleo.run("hosts"); r.code != 3 {
+		t.Errorf("a locked person's command exits with %d: %s", r.code, r.err)
+	}
+	ada.ok("ledger", "verify")
+}
+
+// With the database gone nothing can be read either, not even who is logged in:
+// brakes go by who was when it last answered.
+func TestADatabaseThatIsGoneStopsNoBrake(t *testing.T) {
+	db := postgres.Start()
+	t.Cleanup(db.Stop)
+	i := up(t, t.TempDir(), "--database", db.Database(t))
+	i.needShells()
+	ada := i.first()
+	host := ada.hostname()
+	cleo := ada.add("cleo", "developer")
+	ben := ada.add("ben", "developer")
+	marks := []string{marker(t), marker(t)}
+	locked := cleo.start("ssh", host, "--", "echo up; sleep "+marks[0])
+	locked.waitFor("up")
+	id := i.liveSession(ada)
+	stopped := ben.start("ssh", host, "--", "echo up; sleep "+marks[1])
+	stopped.waitFor("up")
+	for _, s := range i.live(ada) {
+		if s != id {
+			id = s
+		}
+	}
+
+	db.Kill()
+	if r := ada.run("ssh", host, "--", "true"); r.code != 255 {
+		t.Errorf("a session opened with no database: exit %d\n%s%s", r.code, r.out, r.err)
+	}
+	if out := ada.ok("lock", "cleo", "--reason", "lost laptop"); !strings.Contains(out, "cleo") {
+		t.Errorf("lock said:\n%s", out)
+	}
+	i.until("the end of the locked person's session", func() bool { return len(running(marks[0])) == 0 })
+	locked.wait()
+	ada.ok("stop", id, "--reason", "enough")
+	i.until("the end of the stopped session", func() bool { return len(running(marks[1])) == 0 })
+	stopped.wait()
+	if r := cleo.run("lock", "ada", "--reason", "revenge"); r.code == 0 {
+		t.Error("who was locked while the database was gone could still brake others")
+	}
+
+	if err := db.Again(); err != nil {
+		t.Fatal(err)
+	}
+	i.until("sessions to open again", func() bool { return ada.run("ssh", host, "--", "echo in").out == "in\n" })
+	i.until("the brakes to be in the ledger", func() bool {
+		out := ada.ok("ledger", "list", "--limit", "500", "-o", "json")
+		return strings.Contains(out, "person.locked") && strings.Contains(out, "session.stopped")
 	})
 	if r := cleo.run("hosts"); r.code != 3 {
 		t.Errorf("a locked person's command exits with %d: %s", r.code, r.err)

@@ -43,10 +43,14 @@ const retryLocks = 2 * time.Second
 func (r *Roster) Lock(ctx context.Context, by identity.Principal, person, reason string) (Locked, error) {
 	who, err := r.People.Get(ctx, person)
 	if err != nil {
-		if fault.KindOf(err) == fault.NotFound || !personID.MatchString(person) {
+		id, known := person, personID.MatchString(person)
+		if !known {
+			id, known = r.People.Known(person)
+		}
+		if fault.KindOf(err) == fault.NotFound || !known {
 			return Locked{}, err
 		}
-		who = identity.Person{ID: person, Name: person} // the database is away; an id is enough to brake
+		who = identity.Person{ID: id, Name: person} // the database is away; an id is enough to brake
 	}
 	if err := r.mayLock(ctx, by, who); err != nil {
 		return Locked{}, err

@@ -47,8 +47,9 @@ type People struct {
 	failures failures
 	codes    codes
 
-	mu     sync.RWMutex
-	braked map[string]bool // locked in the world before the database says so
+	mu       sync.RWMutex
+	standing standing
+	braked   map[string]bool // locked in the world before the database says so
 }
 
 // New returns People. Call Start before anything else, and Run for as long as
@@ -105,6 +106,7 @@ func (p *People) follow(ctx context.Context) error {
 		switch r.Parsed.Action {
 		case PersonLocked, PersonUnlocked, PersonNamed, PersonRegrouped, LoginEnded, CredentialLost:
 			p.cache.clear()
+			p.standing.leave(r.Parsed.Subjects...)
 			if r.Parsed.Action == PersonUnlocked {
 				p.Release(r.Parsed.Object)
 			}

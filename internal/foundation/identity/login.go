@@ -166,6 +166,7 @@ func (p *People) Authenticate(ctx context.Context, bearer string) (Principal, er
 	}
 	who := rows[0].principal()
 	p.cache.put(hash, who, rows[0].Expires, now, before)
+	p.standing.note(hash, who, rows[0].Expires)
 	return who, nil
 }
 

@@ -193,6 +193,7 @@ func (p *People) Brake(person string) {
 	defer p.mu.Unlock()
 	p.braked[person] = true
 	p.cache.disturb()
+	p.standing.leave(person)
 }
 
 // Release ends Brake, once the lock is recorded or was lifted.

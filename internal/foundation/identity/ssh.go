@@ -70,6 +70,7 @@ func (p *People) sshPrincipal(ctx context.Context, key ssh.PublicKey, person, de
 			if last = p.live(r, now); last == nil {
 				who = r.principal()
 				who.Via, who.Source = ViaSSH, ""
+				p.standing.note("", who, 0)
 				return nil
 			}
 		}

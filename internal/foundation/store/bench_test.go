@@ -65,7 +65,7 @@ func BenchmarkRecordPostgres(b *testing.B) {
 	for _, callers := range []int{1, 16, 64} {
 		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
 			c := testConfig(b)
-			c.DSN = shared.database(b)
+			c.DSN = shared.Database(b)
 			benchRecord(b, c, callers)
 		})
 	}

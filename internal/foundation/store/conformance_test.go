@@ -573,7 +573,7 @@ func TestADatabaseThatWasPutBackIsReportedAndANewEpochAcceptsIt(t *testing.T) {
 		if strings.HasPrefix(c.DSN, "sqlite:") {
 			fresh.DSN = "sqlite:" + t.TempDir()
 		} else {
-			fresh.DSN = shared.database(t)
+			fresh.DSN = shared.Database(t)
 		}
 		s = mustOpen(t, fresh)
 		if s.Damage() == nil || !strings.Contains(s.Damage().Error(), "rolled back") {

@@ -259,7 +259,7 @@ func TestTheRememberedCheckpointSurvivesATornWriteAndIsNotForgottenSilently(t *t
 
 func TestBrokenConnectionsLoseNothingAndDoubleNothing(t *testing.T) {
 	c := testConfig(t)
-	c.DSN = shared.database(t)
+	c.DSN = shared.Database(t)
 	s := mustOpen(t, c)
 	admin, err := sql.Open("pgx", c.DSN)
 	if err != nil {

@@ -1,0 +1,195 @@
+// Package postgres runs a real PostgreSQL of Debian's for tests, private to them,
+// on a unix socket.
+package postgres
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	_ "github.com/jackc/pgx/v5/stdlib"
+)
+
+// Cluster is one PostgreSQL server.
+type Cluster struct {
+	dir, bin string
+	missing  string // why there is none
+	attr     *syscall.SysProcAttr
+	process  *os.Process
+	ended    chan struct{}
+	next     atomic.Int64
+}
+
+// Start starts a cluster; where it cannot, tests that ask for a database skip.
+func Start() *Cluster {
+	c := &Cluster{bin: binaries()}
+	if c.bin == "" {
+		c.missing = "no PostgreSQL server binaries (Debian: apt-get install postgresql)"
+		return c
+	}
+	if err := c.start(); err != nil {
+		c.missing = fmt.Sprintf("PostgreSQL does not start here: %v", err)
+	}
+	return c
+}
+
+// binaries finds the folder of Debian's (or anybody's) PostgreSQL server.
+func binaries() string {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if len(found) > 0 {
+		return filepath.Dir(found[len(found)-1])
+	}
+	if p, err := exec.LookPath("initdb"); err == nil {
+		return filepath.Dir(p)
+	}
+	return ""
+}
+
+func (c *Cluster) start() (err error) {
+	if c.dir, err = os.MkdirTemp("", "pg"); err != nil {
+		return err
+	}
+	c.attr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGQUIT}
+	if os.Geteuid() == 0 { // initdb refuses root
+		uid, gid, err := otherUser()
+		if err != nil {
+			return err
+		}
+		if err := os.Chown(c.dir, int(uid), int(gid)); err != nil {
+			return err
+		}
+		c.attr.Credential = &syscall.Credential{Uid: uid, Gid: gid}
+	}
+	if err := os.Chmod(c.dir, 0o755); err != nil { // other accounts use the socket
+		return err
+	}
+	initdb := exec.Command(filepath.Join(c.bin, "initdb"), "-D", filepath.Join(c.dir, "data"), "-U", "handrail", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+	initdb.SysProcAttr, initdb.Dir = c.attr, c.dir
+	if out, err := initdb.CombinedOutput(); err != nil {
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		return fmt.Errorf("%s: %w", lines[len(lines)-1], err)
+	}
+	return c.Again()
+}
+
+// Again starts the server that Kill has ended, on the same data.
+func (c *Cluster) Again() error {
+	log, err := os.OpenFile(filepath.Join(c.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(filepath.Join(c.bin, "postgres"), "-D", filepath.Join(c.dir, "data"), "-k", c.dir,
+		"-c", "listen_addresses=", "-c", "max_connections=200", "-c", "shared_buffers=64MB")
+	cmd.SysProcAttr, cmd.Dir, cmd.Stdout, cmd.Stderr = c.attr, c.dir, log, log
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // the server dies with the thread that started it; this one stays
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+		close(ended)
+	}()
+	if err := <-started; err != nil {
+		return err
+	}
+	c.process, c.ended = cmd.Process, ended
+	return c.ready()
+}
+
+func (c *Cluster) ready() error {
+	db, err := sql.Open("pgx", c.url("postgres"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = db.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if err = db.PingContext(ctx); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+func otherUser() (uid, gid uint32, err error) {
+	for _, name := range []string{"postgres", "nobody"} {
+		var u *user.User
+		if u, err = user.Lookup(name); err == nil {
+			ui, err1 := strconv.ParseUint(u.Uid, 10, 32)
+			gi, err2 := strconv.ParseUint(u.Gid, 10, 32)
+			if err1 == nil && err2 == nil {
+				return uint32(ui), uint32(gi), nil
+			}
+		}
+	}
+	return 0, 0, err
+}
+
+func (c *Cluster) url(db string) string { return "postgres://handrail@/" + db + "?host=" + c.dir }
+
+// Kill ends the server at once, as a crash does; the data stays.
+func (c *Cluster) Kill() { c.end(syscall.SIGQUIT) }
+
+func (c *Cluster) end(signal syscall.Signal) {
+	if c.process != nil {
+		_ = c.process.Signal(signal)
+		<-c.ended
+		c.process = nil
+	}
+}
+
+// Stop ends the server and removes its data.
+func (c *Cluster) Stop() {
+	c.end(syscall.SIGINT) // fast shutdown
+	if c.dir != "" {
+		_ = os.RemoveAll(c.dir)
+	}
+}
+
+// required says that a missing PostgreSQL is a failure here.
+func required() bool {
+	return slices.Contains(strings.FieldsFunc(os.Getenv("HANDRAIL_TEST_REQUIRE"), func(r rune) bool { return r == ',' || r == ' ' }), "postgres")
+}
+
+// Database makes a fresh database and returns its URL.
+func (c *Cluster) Database(t testing.TB) string {
+	t.Helper()
+	if c.missing != "" {
+		if required() {
+			t.Fatal(c.missing)
+		}
+		t.Skip("skipped: " + c.missing)
+	}
+	db, err := sql.Open("pgx", c.url("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	name := fmt.Sprintf("test_%d", c.next.Add(1))
+	if _, err := db.Exec("CREATE DATABASE " + name); err != nil {
+		t.Fatal(err)
+	}
+	return c.url(name)
+}
