@@ -61,12 +61,10 @@ func (r OpenRequest) normal() (OpenRequest, error) {
 	if len(r.Command) > maxCommand || strings.ContainsRune(r.Command, 0) {
 		return r, fault.New(fault.Invalid, "cannot run a command of %d bytes: at most %d, without NUL", len(r.Command), maxCommand)
 	}
-	if len(r.Term) > maxTerm || strings.ContainsFunc(r.Term, unprintable) {
-		r.Term = "dumb"
-	}
+	r.Term = Term(r.Term)
 	env := map[string]string{}
 	for k, v := range r.Env {
-		if AcceptEnv(k) && len(env) < maxEnv && len(k) <= maxTerm && len(v) <= maxEnvText && !strings.ContainsFunc(v, unprintable) {
+		if len(env) < maxEnv && AcceptEnv(k, v) {
 			env[k] = v
 		}
 	}
@@ -76,9 +74,18 @@ func (r OpenRequest) normal() (OpenRequest, error) {
 
 func unprintable(r rune) bool { return r < 0x20 || r == 0x7f }
 
-// AcceptEnv says which variables a client may set.
-func AcceptEnv(name string) bool {
-	return name == "LANG" || strings.HasPrefix(name, "LC_") || name == "COLORTERM"
+// AcceptEnv says which variables a client may set, and to what.
+func AcceptEnv(name, value string) bool {
+	return (name == "LANG" || strings.HasPrefix(name, "LC_") || name == "COLORTERM") && len(name) <= maxTerm &&
+		len(value) <= maxEnvText && !strings.ContainsFunc(name+value, unprintable)
+}
+
+// Term is a client's terminal type, or that of one nobody knows.
+func Term(name string) string {
+	if len(name) > maxTerm || strings.ContainsFunc(name, unprintable) {
+		return "dumb"
+	}
+	return name
 }
 
 // Open starts a session and returns it once its node runs it. ctx bounds the

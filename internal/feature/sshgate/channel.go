@@ -85,7 +85,7 @@ func (x *channel) pty(b []byte) bool {
 	if err != nil || x.started {
 		return false
 	}
-	x.req.PTY, x.req.Term, x.req.Cols, x.req.Rows = true, p.Term, size(p.Columns), size(p.Rows)
+	x.req.PTY, x.req.Term, x.req.Cols, x.req.Rows = true, session.Term(p.Term), size(p.Columns), size(p.Rows)
 	x.cols, x.rows = x.req.Cols, x.req.Rows
 	return true
 }
@@ -93,7 +93,7 @@ func (x *channel) pty(b []byte) bool {
 func (x *channel) env(e setEnv) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.started || !session.AcceptEnv(e.Name) || len(x.req.Env) >= 32 {
+	if x.started || !session.AcceptEnv(e.Name, e.Value) || len(x.req.Env) >= 32 {
 		return false
 	}
 	x.req.Env[e.Name] = e.Value
