@@ -158,6 +158,9 @@ func (s *Store) open(ctx context.Context) error {
 // begin compares the database with what is remembered, and writes the first
 // entry of a new ledger, so that no tree that anybody sees is ever empty.
 func (s *Store) begin(ctx context.Context) error {
+	if err := s.checkOwner(ctx); err != nil {
+		return err
+	}
 	if s.Damage() == nil {
 		if err := s.checkAnchor(ctx); err != nil {
 			s.setDamage(err)
@@ -175,6 +178,32 @@ func (s *Store) begin(ctx context.Context) error {
 		}
 	}
 	return s.resumeErasures(ctx)
+}
+
+// checkOwner refuses a database whose newest checkpoint another log key signed:
+// it is of another installation, and an entry of ours would spoil both. A
+// signature of ours that is wrong is damage, which Verify names.
+func (s *Store) checkOwner(ctx context.Context) error {
+	var newest []string
+	err := s.View(ctx, func(v *View) (err error) {
+		newest, err = All[string](v, `SELECT signed FROM ledger_checkpoint ORDER BY n DESC LIMIT 1`)
+		return err
+	})
+	if err != nil || len(newest) == 0 {
+		return err
+	}
+	_, err = note.Open([]byte(newest[0]), note.VerifierList(s.cfg.Verifier))
+	var unknown *note.UnverifiedNoteError
+	if !errors.As(err, &unknown) {
+		return nil
+	}
+	for _, signature := range unknown.Note.UnverifiedSigs {
+		if signature.Hash == s.cfg.Verifier.KeyHash() {
+			return nil // its name was touched
+		}
+	}
+	return fault.New(fault.Conflict, "cannot use the database: its ledger is of another installation, whose log key signed it").
+		WithHint("name another database, or put that installation's data folder back")
 }
 
 // Close waits for what is being written, signs and remembers the last

@@ -6,6 +6,7 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	mrand "math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 
@@ -101,6 +102,30 @@ func testConfig(t testing.TB) Config {
 	}
 	return Config{DSN: "sqlite:" + t.TempDir(), Origin: testOrigin, Signer: signer, Verifier: verifier, Seals: newMemoryKeys(),
 		Migrations: testSchema, Observations: testObservations, Spool: t.TempDir()}
+}
+
+// A new data folder on the database of an installation that exists is a mistake
+// that is easily made; nothing of ours may get into the other's ledger.
+func TestTheDatabaseOfAnotherInstallationIsRefused(t *testing.T) {
+	onBoth(t, func(t *testing.T, c Config) {
+		s := mustOpen(t, c)
+		mustRecord(t, s, "one", bump("a"))
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		other := testConfig(t)
+		other.DSN = c.DSN
+		skey, vkey, err := note.GenerateKey(mrand.NewChaCha8([32]byte{2}), testOrigin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other.Signer, _ = note.NewSigner(skey)
+		other.Verifier, _ = note.NewVerifier(vkey)
+		if _, err := Open(t.Context(), other); fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "another installation") {
+			t.Errorf("opened: %v", err)
+		}
+		mustVerify(t, mustOpen(t, c))
+	})
 }
 
 func mustOpen(t testing.TB, c Config) *Store {
