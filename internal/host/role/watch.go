@@ -74,9 +74,10 @@ func NewWatch(p Place, out, errs io.Writer, log *slog.Logger) *Watch {
 // a link that loses its server is no news.
 func (w *Watch) Mute() { w.muted.Store(true) }
 
-// Start runs a role and waits until it serves. From then on, and also if it
-// does not come up in time, only Stop ends it: a role stops when its turn
-// comes, not when ctx ends.
+// Start runs a role and waits until it serves; one that ends before is not tried
+// again, since what keeps it from starting (a port, a database, a broken disk)
+// is for a person to mend. From then on, and also if it does not come up in
+// time, only Stop ends it: a role stops when its turn comes, not when ctx ends.
 func (w *Watch) Start(ctx context.Context, r Role) error {
 	p := &process{w: w, r: r, ready: make(chan struct{})}
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -91,6 +92,9 @@ func (w *Watch) Start(ctx context.Context, r Role) error {
 	select {
 	case <-p.ready:
 		return nil
+	case <-done:
+		return fault.New(fault.Unavailable, "cannot start: the %s ended before it served", r.Name).
+			WithHint("the lines above say why; handrail doctor")
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-late.C:
@@ -115,15 +119,24 @@ type process struct {
 	once  sync.Once
 }
 
-// keep runs the role until ctx ends. One that dies is started again with a
-// growing pause, so that a broken disk does not become a busy loop.
+func (p *process) served() bool {
+	select {
+	case <-p.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// keep runs the role until ctx ends. One that served and dies is started again
+// with a growing pause, so that a broken disk does not become a busy loop.
 func (p *process) keep(ctx context.Context) {
 	runtime.LockOSThread() // PDEATHSIG follows the thread that forked, so that thread must stay
 	pause := restartFirst
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := p.live(ctx)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !p.served() {
 			return
 		}
 		if time.Since(began) > settled {

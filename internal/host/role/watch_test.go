@@ -46,6 +46,9 @@ func play(part string, args []string) {
 		fmt.Println("pid", os.Getpid())
 	case "fail":
 		os.Exit(3)
+	case "hang":
+		<-term
+		os.Exit(0)
 	}
 	SayReady()
 	<-term
@@ -218,10 +221,20 @@ func TestARoleThatNeverServesIsWaitedForUntilItsStarterGivesUp(t *testing.T) {
 	done := make(chan error, 1)
 	give, up := context.WithCancel(t.Context())
 	go func() {
-		done <- w.Start(give, Role{Name: "fail", Account: os.Geteuid(), Args: []string{"play", "fail"}})
+		done <- w.Start(give, Role{Name: "hang", Account: os.Geteuid(), Args: []string{"play", "hang"}})
 	}()
 	up()
 	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// What keeps a role from starting is for a person to mend, who should not have to
+// find it between the same lines again and again.
+func TestARoleThatEndsBeforeItServesIsNotTriedAgain(t *testing.T) {
+	_, w, _ := stage(t, 0o711)
+	err := w.Start(t.Context(), Role{Name: "fail", Account: os.Geteuid(), Args: []string{"play", "fail"}})
+	if err == nil || !strings.Contains(err.Error(), "the fail ended before it served") {
 		t.Errorf("got %v", err)
 	}
 }
