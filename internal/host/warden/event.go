@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	maxEvents = 1024
-	eventWait = 25 * time.Second
+	maxEvents    = 1024
+	maxEventText = 1024
+	eventWait    = 25 * time.Second
 )
 
 // events is the queue of what must go up. An event is forgotten when the link
@@ -38,7 +39,7 @@ func eventID() string {
 }
 
 func (q *events) put(e wire.Event) {
-	e.V, e.ID, e.At = 1, eventID(), time.Now().UnixMicro()
+	e.V, e.ID, e.At, e.Text = 1, eventID(), time.Now().UnixMicro(), wire.Plain(e.Text, maxEventText)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.dropped > 0 && len(q.queue) < maxEvents-1 {

@@ -52,7 +52,7 @@ func FuzzSocket(f *testing.F) {
 		_, _ = unix.Write(fds[1], append(binary.BigEndian.AppendUint32(nil, claimed), body...))
 		unix.Close(fds[1])
 		var m message
-		if _, err := receive(here.(*net.UnixConn), &m, true); err == nil && int(claimed) > len(body) {
+		if _, err := receive(here.(*net.UnixConn), &m, true, 0); err == nil && int(claimed) > len(body) {
 			t.Fatal("a message that was cut short is read")
 		}
 	})

@@ -17,8 +17,15 @@ import (
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
-// maxFrame bounds every message on the warden's socket.
-const maxFrame = 1 << 20
+const (
+	// maxFrame bounds every message on the warden's socket.
+	maxFrame = 1 << 20
+	// maxHashes bounds the JSON of a proof, before anything is made of it.
+	maxHashes = 16 << 10
+	// frameTime bounds how long the rest of a message may take once it has
+	// begun, and how long an answer may wait to be taken.
+	frameTime = 10 * time.Second
+)
 
 // What the link may ask. One request at a time per connection.
 const (
@@ -32,12 +39,23 @@ const (
 
 // message is a request.
 type message struct {
-	Op     string   `json:"op"`
-	Data   []byte   `json:"data,omitempty"`  // lease answer, order envelope, brake
-	Nonce  []byte   `json:"nonce,omitempty"` // lease: of the ask
-	From   int64    `json:"from,omitempty"`  // lease: where Hashes start
-	Hashes [][]byte `json:"hashes,omitempty"`
-	Ack    string   `json:"ack,omitempty"` // event: id of the one delivered
+	Op     string `json:"op"`
+	Data   []byte `json:"data,omitempty"`  // lease answer, order envelope, brake
+	Nonce  []byte `json:"nonce,omitempty"` // lease: of the ask
+	From   int64  `json:"from,omitempty"`  // lease: where Hashes start
+	Hashes hashes `json:"hashes,omitempty"`
+	Ack    string `json:"ack,omitempty"` // event: id of the one delivered
+}
+
+// hashes are a proof. A megabyte of empty ones would become many.
+type hashes [][]byte
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (h *hashes) UnmarshalJSON(b []byte) error {
+	if len(b) > maxHashes {
+		return fault.New(fault.Invalid, "cannot read proof: %d bytes", len(b))
+	}
+	return json.Unmarshal(b, (*[][]byte)(h))
 }
 
 // reply is an answer. An order's answer comes with a file descriptor.
@@ -102,14 +120,19 @@ func send(c *net.UnixConn, v any, f *os.File) error {
 	return err
 }
 
-// receive reads one message, and the file that came with its first byte.
-func receive(c *net.UnixConn, v any, wantFile bool) (*os.File, error) {
+// receive reads one message, and the file that came with its first byte. The
+// rest has to come within the given time, unless that is zero.
+func receive(c *net.UnixConn, v any, wantFile bool, rest time.Duration) (*os.File, error) {
 	var head [4]byte
 	var oob []byte
 	if wantFile {
 		oob = make([]byte, unix.CmsgSpace(4))
 	}
 	n, oobn, _, _, err := c.ReadMsgUnix(head[:], oob)
+	if rest > 0 {
+		_ = c.SetReadDeadline(time.Now().Add(rest))
+		defer func() { _ = c.SetReadDeadline(time.Time{}) }()
+	}
 	if err == nil && n < len(head) {
 		if n == 0 {
 			return nil, io.EOF
@@ -216,7 +239,7 @@ func (c *Client) do(ctx context.Context, m message) (reply, *os.File, error) {
 	err = send(conn, m, nil)
 	var f *os.File
 	if err == nil {
-		f, err = receive(conn, &r, m.Op == opOrder)
+		f, err = receive(conn, &r, m.Op == opOrder, 0)
 	}
 	if !stop() || err != nil {
 		conn.Close()

@@ -16,7 +16,10 @@ import (
 	"handrail.dev/handrail/internal/host/sandbox"
 )
 
-const maxConns = 64
+const (
+	maxConns    = 64
+	acceptPause = 100 * time.Millisecond
+)
 
 // accept serves the link's connections until the listener closes.
 func (w *warden) accept(ctx context.Context, l *net.UnixListener, wg *sync.WaitGroup) error {
@@ -27,11 +30,15 @@ func (w *warden) accept(ctx context.Context, l *net.UnixListener, wg *sync.WaitG
 			if ctx.Err() != nil {
 				return nil
 			}
-			var ne net.Error
-			if errors.As(err, &ne) && ne.Timeout() {
-				continue
+			if errors.Is(err, net.ErrClosed) {
+				return fault.Wrap(fault.Unavailable, err, "cannot serve the link")
 			}
-			return fault.Wrap(fault.Unavailable, err, "cannot serve the link")
+			w.log.Error("the link is not served for a moment", "error", err) // out of descriptors, say: sessions must not end for it
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptPause):
+			}
+			continue
 		}
 		if uid, err := peerUID(c); err != nil || uid != w.c.LinkUID {
 			w.alarm(refuse(RuleTrust, "cannot serve uid %d: only the link, uid %d, may speak to the warden", uid, w.c.LinkUID), "")
@@ -75,10 +82,11 @@ func peerUID(c *net.UnixConn) (int, error) {
 func (w *warden) serve(ctx context.Context, c *net.UnixConn) {
 	for {
 		var m message
-		if _, err := receive(c, &m, false); err != nil {
+		if _, err := receive(c, &m, false, frameTime); err != nil {
 			return
 		}
 		r, f := w.answer(ctx, m)
+		_ = c.SetWriteDeadline(time.Now().Add(frameTime))
 		err := send(c, r, f)
 		closeFile(f)
 		if err != nil {
@@ -107,7 +115,7 @@ func (w *warden) answer(ctx context.Context, m message) (reply, *os.File) {
 	case opEvent:
 		return reply{Event: w.events.next(ctx, m.Ack)}, nil
 	}
-	return w.failed(refuse(RuleForm, "cannot serve the link: request %q is not known", m.Op), reply{}), nil
+	return w.failed(refuse(RuleForm, "cannot serve the link: request %.32q is not known", m.Op), reply{}), nil
 }
 
 // failed turns an error into a reply.
@@ -133,8 +141,39 @@ func (w *warden) alarm(err error, order string) {
 	if !errors.As(err, &r) || r.quiet || r.rule == RuleHost {
 		return
 	}
-	w.log.Warn("refused and alarmed", "rule", r.rule, "order", order, "why", r.Error())
-	w.events.put(wire.Event{Kind: wire.EventAlarm, Rule: r.rule, Text: r.Error(), Order: order})
+	left, ok := w.alarms.take(w.c.Boot())
+	if !ok {
+		return
+	}
+	w.log.Warn("refused and alarmed", "rule", r.rule, "order", order, "why", r.Error(), "left_out", left)
+	w.events.put(wire.Event{Kind: wire.EventAlarm, Rule: r.rule, Text: r.Error(), Order: order, Count: left})
+}
+
+// alarmRate is how many alarms are told in a minute: a link that was taken
+// over must not drown what else happens, nor fill the host's log. How many
+// were left out is in the next.
+const alarmRate = 20
+
+type alarms struct {
+	mu    sync.Mutex
+	since time.Duration // boot time
+	told  int
+	left  int64
+}
+
+func (a *alarms) take(now time.Duration) (left int64, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if now-a.since > time.Minute {
+		a.since, a.told = now, 0
+	}
+	if a.told >= alarmRate {
+		a.left++
+		return 0, false
+	}
+	a.told++
+	left, a.left = a.left, 0
+	return left, true
 }
 
 func (w *warden) lease(m message) error {

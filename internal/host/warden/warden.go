@@ -48,6 +48,7 @@ type warden struct {
 	judge  *judge
 	pin    *pinKeeper
 	events *events
+	alarms alarms
 	run    *sessions
 	status Status
 	log    *slog.Logger
