@@ -53,7 +53,7 @@ type sessions struct {
 
 	mu   sync.Mutex
 	live map[string]*live
-	uids uidRange
+	uids *uidRange
 }
 
 func (s *sessions) count() int {
@@ -67,6 +67,9 @@ func (s *sessions) start(ctx context.Context, a accepted) (wire.SessionAnswer, *
 	l, err := s.reserve(a)
 	if err != nil {
 		return wire.SessionAnswer{}, nil, err
+	}
+	if l.uid != 0 {
+		defer func() { go s.uids.prepare() }()
 	}
 	spec, err := s.specOf(a, l)
 	var h *keeper.Handle

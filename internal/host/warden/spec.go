@@ -13,6 +13,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -230,20 +231,44 @@ func groupsOf(name string, gid uint32) []string {
 	return out
 }
 
-// uidRange gives each read session a uid that nobody else has.
+// uidRange gives each read session a uid that nobody else has. It holds one
+// ready, since looking for it goes through all processes.
 type uidRange struct {
 	first, count uint32
-	next         uint32
-	used         map[uint32]bool
+
+	mu    sync.Mutex
+	next  uint32
+	used  map[uint32]bool
+	ready uint32 // 0: none
 }
 
-func newUIDRange(p hostPolicy) uidRange {
-	return uidRange{first: p.UIDFirst, count: p.UIDCount, next: rand.Uint32N(p.UIDCount), used: map[uint32]bool{}}
+func newUIDRange(p hostPolicy) *uidRange {
+	return &uidRange{first: p.UIDFirst, count: p.UIDCount, next: rand.Uint32N(p.UIDCount), used: map[uint32]bool{}}
 }
 
-// take returns a uid that no account has and under which nothing runs. It goes
-// round, so that a uid rests for as long as possible before it is used again.
+// take returns a uid that no account has and under which nothing runs.
 func (u *uidRange) take() (uint32, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if uid := u.ready; uid != 0 {
+		u.ready = 0
+		return uid, nil
+	}
+	return u.find()
+}
+
+// prepare holds a uid for the next take.
+func (u *uidRange) prepare() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ready == 0 {
+		u.ready, _ = u.find() // else the next take says why there is none
+	}
+}
+
+// find goes round, so that a uid rests for as long as possible before it is
+// used again.
+func (u *uidRange) find() (uint32, error) {
 	passwd, _ := os.ReadFile("/etc/passwd")
 	running := runningUIDs()
 	for range min(u.count, 1024) {
@@ -258,7 +283,11 @@ func (u *uidRange) take() (uint32, error) {
 	return 0, fault.New(fault.Exhausted, "cannot start a session: no uid from %d on is free", u.first)
 }
 
-func (u *uidRange) release(uid uint32) { delete(u.used, uid) }
+func (u *uidRange) release(uid uint32) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.used, uid)
+}
 
 // runningUIDs are the owners of all processes.
 func runningUIDs() map[uint32]bool {
