@@ -141,6 +141,33 @@ func TestNoGlobalRegistration(t *testing.T) {
 	}
 }
 
+// TestNoPatternIsCompiledAtTheStart: the program starts again for each session,
+// and somebody waits for it. sync.OnceValue compiles when it is first needed.
+func TestNoPatternIsCompiledAtTheStart(t *testing.T) {
+	for _, s := range sources(t) {
+		if strings.HasSuffix(s.path, "_test.go") {
+			continue
+		}
+		for _, d := range s.file.Decls {
+			v, ok := d.(*ast.GenDecl)
+			if !ok || v.Tok != token.VAR {
+				continue
+			}
+			ast.Inspect(v, func(n ast.Node) bool {
+				switch x := n.(type) {
+				case *ast.FuncLit:
+					return false
+				case *ast.SelectorExpr:
+					if id, ok := x.X.(*ast.Ident); ok && id.Name == "regexp" && x.Sel.Name == "MustCompile" {
+						t.Errorf("%s: a pattern is compiled at every start", s.set.Position(x.Pos()))
+					}
+				}
+				return true
+			})
+		}
+	}
+}
+
 // TestTheMapNamesEveryPackage keeps ARCHITECTURE.md honest: it names every
 // package, and every `pkg.Symbol` it names exists.
 func TestTheMapNamesEveryPackage(t *testing.T) {

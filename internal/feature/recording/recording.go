@@ -187,12 +187,12 @@ func (r *Recordings) Tend(ctx context.Context, now time.Time) {
 }
 
 // sessionID is what may become a file name.
-var sessionID = regexp.MustCompile(`^s-[0-9a-hjkmnp-tv-z]{4,32}$`)
+var sessionID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^s-[0-9a-hjkmnp-tv-z]{4,32}$`) })
 
 // path is where the recording of a session lies: 256 folders, so that none
 // grows without bound.
 func (r *Recordings) path(session string) (string, error) {
-	if !sessionID.MatchString(session) {
+	if !sessionID().MatchString(session) {
 		return "", fault.New(fault.NotFound, "cannot find the recording of session %q", session)
 	}
 	return filepath.Join(r.deps.Dir, session[2:4], session+".rec"), nil

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/doorway"
@@ -33,7 +34,7 @@ type Locked struct {
 // database at hand the policy alone decides.
 var brakers = []string{"admin", "operator"}
 
-var personID = regexp.MustCompile(`^p-[0-9a-z]{8}$`)
+var personID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^p-[0-9a-z]{8}$`) })
 
 // retryLocks is how often a lock that could not be recorded is tried again.
 const retryLocks = 2 * time.Second
@@ -43,7 +44,7 @@ const retryLocks = 2 * time.Second
 func (r *Roster) Lock(ctx context.Context, by identity.Principal, person, reason string) (Locked, error) {
 	who, err := r.People.Get(ctx, person)
 	if err != nil {
-		id, known := person, personID.MatchString(person)
+		id, known := person, personID().MatchString(person)
 		if !known {
 			id, known = r.People.Known(person)
 		}

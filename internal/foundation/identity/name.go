@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 )
@@ -13,8 +14,8 @@ import (
 // A name goes into prompts, certificates, passwd lines and shell commands, so
 // it can hold nothing that any of them would understand.
 var (
-	nameShape = regexp.MustCompile(`^[a-z][a-z0-9._-]{0,31}$`)
-	idShape   = regexp.MustCompile(`^[a-z]-[0-9a-z]{8}$`)
+	nameShape = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9._-]{0,31}$`) })
+	idShape   = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z]-[0-9a-z]{8}$`) })
 )
 
 // reserved names would be taken for something else in a log or a terminal.
@@ -32,9 +33,9 @@ const (
 // CheckName says what is wrong with the name of a person or robot.
 func CheckName(name string) error {
 	switch {
-	case !nameShape.MatchString(name):
+	case !nameShape().MatchString(name):
 		return fault.New(fault.Invalid, "cannot use %.40q as a name: a name is 1 to 32 of a-z 0-9 . _ - and begins with a letter", name)
-	case idShape.MatchString(name):
+	case idShape().MatchString(name):
 		return fault.New(fault.Invalid, "cannot use %q as a name: it looks like an id", name)
 	case slices.Contains(reserved, name):
 		return fault.New(fault.Invalid, "cannot use %q as a name: it is reserved", name)
@@ -52,7 +53,7 @@ func CheckGroups(groups []string) (Groups, error) {
 	}
 	out := slices.Clone(groups)
 	for _, g := range out {
-		if !nameShape.MatchString(g) {
+		if !nameShape().MatchString(g) {
 			return nil, fault.New(fault.Invalid, "cannot use %.40q as a group: a group is 1 to 32 of a-z 0-9 . _ - and begins with a letter", g)
 		}
 	}

@@ -28,7 +28,7 @@ const (
 	nodeAuthority  = "node"
 )
 
-var hostID = regexp.MustCompile(`^h-[0-9a-z]{1,32}$`)
+var hostID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^h-[0-9a-z]{1,32}$`) })
 
 // CAPool holds the installation's authority alone: no public one is trusted.
 func (r *Ring) CAPool() *x509.CertPool {
@@ -100,7 +100,7 @@ func (r *Ring) IssueNode(csr []byte, host string) ([]byte, error) {
 
 // IssueNodeFor is IssueNode for another time.
 func (r *Ring) IssueNodeFor(csr []byte, host string, life time.Duration) ([]byte, error) {
-	if !hostID.MatchString(host) {
+	if !hostID().MatchString(host) {
 		return nil, fault.New(fault.Invalid, "cannot certify a node: %q is not a host id", host)
 	}
 	if len(csr) > 8<<10 {
@@ -138,7 +138,7 @@ func NodeOf(cert *x509.Certificate) (string, error) {
 	if len(cert.URIs) == 1 && len(cert.DNSNames) == 0 {
 		u := cert.URIs[0]
 		host, ok := strings.CutPrefix(u.Path, "/")
-		if ok && u.Scheme == nodeScheme && u.Host == nodeAuthority && hostID.MatchString(host) {
+		if ok && u.Scheme == nodeScheme && u.Host == nodeAuthority && hostID().MatchString(host) {
 			return host, nil
 		}
 	}

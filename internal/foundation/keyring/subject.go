@@ -23,7 +23,7 @@ const (
 	suffixGone = ".destroyed"
 )
 
-var subjectName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}$`)
+var subjectName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z][a-z0-9-]{0,63}$`) })
 
 // Subjects seals payloads under one data key a subject, so that a subject can
 // be erased while every proof over the sealed bytes' commitment stays valid.
@@ -178,7 +178,7 @@ func (s *Subjects) make(subject string) error {
 }
 
 func checkSubject(subject string) error {
-	if !subjectName.MatchString(subject) {
+	if !subjectName().MatchString(subject) {
 		return fault.New(fault.Invalid, "cannot seal for %q: it is not the id of a subject", subject)
 	}
 	return nil

@@ -265,7 +265,7 @@ func (s Set) checkFiles() []Problem {
 	return problems
 }
 
-var ruleName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`)
+var ruleName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,63}$`) })
 
 // parseRules reads one .cedar file. Every rule needs an @id of its own and an
 // @says, since both are shown to people who are refused.
@@ -293,7 +293,7 @@ func parseRules(f File, check *validate.Validator, seen map[cedar.PolicyID]strin
 		case r.id == "":
 			bad(`the rule has no name: start it with @id("a-short-name")`)
 			continue
-		case !ruleName.MatchString(string(r.id)):
+		case !ruleName().MatchString(string(r.id)):
 			bad("@id(%q): use lower-case letters, digits and -", string(r.id))
 			continue
 		case seen[r.id] != "":
@@ -312,12 +312,12 @@ func parseRules(f File, check *validate.Validator, seen map[cedar.PolicyID]strin
 	return list, problems
 }
 
-var lineNumber = regexp.MustCompile(`(?:line |:)(\d+)`)
+var lineNumber = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?:line |:)(\d+)`) })
 
 // lineIn finds the line in a parser's message.
 func lineIn(text string) int {
 	n := 0
-	if m := lineNumber.FindStringSubmatch(text); m != nil {
+	if m := lineNumber().FindStringSubmatch(text); m != nil {
 		if _, err := fmt.Sscanf(m[1], "%d", &n); err != nil {
 			return 0
 		}
@@ -365,13 +365,13 @@ func groupOf(uid types.EntityUID) string {
 	return ""
 }
 
-var groupName = regexp.MustCompile(`Group::"([^"\\]{1,128})"`)
+var groupName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`Group::"([^"\\]{1,128})"`) })
 
 // mentionedGroups lists the groups that rules and settings speak of.
 func mentionedGroups(s Set, settings Settings) []string {
 	found := map[string]bool{}
 	for _, f := range s.Files {
-		for _, m := range groupName.FindAllStringSubmatch(f.Text, -1) {
+		for _, m := range groupName().FindAllStringSubmatch(f.Text, -1) {
 			found[m[1]] = true
 		}
 	}

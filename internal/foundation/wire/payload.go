@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"regexp"
 	"strings"
+	"sync"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 )
@@ -138,11 +139,11 @@ func (p OrderPayload) Marshal() (json.RawMessage, error) {
 	return json.Marshal(p)
 }
 
-var idForm = regexp.MustCompile(`^[a-z]-[0-9a-z]{1,32}$`)
+var idForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z]-[0-9a-z]{1,32}$`) })
 
 // ValidID reports whether s has the form of an id of that kind letter.
 func ValidID(kind byte, s string) bool {
-	return idForm.MatchString(s) && s[0] == kind
+	return idForm().MatchString(s) && s[0] == kind
 }
 
 func (p OrderPayload) check() error {

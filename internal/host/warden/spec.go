@@ -131,7 +131,7 @@ func shellOf(b sandbox.Spec) string {
 	return "/bin/sh"
 }
 
-var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+var envName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`) })
 
 // ownEnv are the variables that the session sets itself.
 var ownEnv = map[string]bool{"PATH": true, "HOME": true, "USER": true, "LOGNAME": true, "SHELL": true, "ENV": true, "BASH_ENV": true, "TERM": true, "PS1": true, "PROMPT_COMMAND": true}
@@ -141,7 +141,7 @@ var ownEnv = map[string]bool{"PATH": true, "HOME": true, "USER": true, "LOGNAME"
 func envOf(o wire.SessionSpec, left time.Duration) []string {
 	var out []string
 	for name, value := range o.Env {
-		if envName.MatchString(name) && !ownEnv[name] && !strings.HasPrefix(name, "LD_") && !strings.HasPrefix(name, "HANDRAIL_") &&
+		if envName().MatchString(name) && !ownEnv[name] && !strings.HasPrefix(name, "LD_") && !strings.HasPrefix(name, "HANDRAIL_") &&
 			!strings.ContainsRune(value, 0) && len(value) < 4096 {
 			out = append(out, name+"="+value)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"regexp"
 	"strings"
+	"sync"
 
 	v1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -13,7 +14,7 @@ import (
 const latest = "-"
 
 // wholeID is an id that needs no looking up.
-var wholeID = regexp.MustCompile(`^[a-z]-[0-9a-z]{8}$`)
+var wholeID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z]-[0-9a-z]{8}$`) })
 
 // oneOf finds the one id that begins with a prefix.
 func oneOf(what, prefix, list string, ids []string) (string, error) {
@@ -42,7 +43,7 @@ func nothingLatest(what, list string) error {
 // approvalID resolves the id of a request: its own, that of its subject, the
 // start of either, or - for the newest one that keep wants.
 func (c *client) approvalID(ctx context.Context, id string, keep func(*v1.Approval) bool) (string, error) {
-	if wholeID.MatchString(id) {
+	if wholeID().MatchString(id) {
 		return id, nil
 	}
 	answer, err := c.approvals.List(ctx, &v1.ListApprovalsRequest{})
@@ -73,7 +74,7 @@ func (c *client) approvalID(ctx context.Context, id string, keep func(*v1.Approv
 
 // grantID resolves the id of a grant, or that of the request it came from.
 func (c *client) grantID(ctx context.Context, id string, keep func(*v1.Grant) bool) (string, error) {
-	if wholeID.MatchString(id) && id[0] == 'g' {
+	if wholeID().MatchString(id) && id[0] == 'g' {
 		return id, nil
 	}
 	answer, err := c.grants.List(ctx, &v1.ListGrantsRequest{})
@@ -105,7 +106,7 @@ func (c *client) grantID(ctx context.Context, id string, keep func(*v1.Grant) bo
 // sessionID resolves the id of a session. The latest is one's own; of those to
 // watch or join, it is the newest live one of somebody else.
 func (c *client) sessionID(ctx context.Context, id string, live bool) (string, error) {
-	if wholeID.MatchString(id) {
+	if wholeID().MatchString(id) {
 		return id, nil
 	}
 	r := &v1.ListSessionsRequest{LiveOnly: live, Limit: 200}

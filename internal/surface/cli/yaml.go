@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"strings"
+	"sync"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 )
@@ -25,7 +26,7 @@ func writeYAML(w io.Writer, raw []byte) error {
 }
 
 // plainWord is what YAML reads back as the same string without quotes.
-var plainWord = regexp.MustCompile(`^[A-Za-z/][A-Za-z0-9_./@+-]*$`)
+var plainWord = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z/][A-Za-z0-9_./@+-]*$`) })
 
 var yamlWords = map[string]bool{"true": true, "false": true, "null": true, "yes": true, "no": true, "on": true, "off": true, "y": true, "n": true}
 
@@ -34,7 +35,7 @@ func yamlScalar(token json.Token) string {
 	case nil:
 		return "null"
 	case string:
-		if plainWord.MatchString(v) && !yamlWords[strings.ToLower(v)] {
+		if plainWord().MatchString(v) && !yamlWords[strings.ToLower(v)] {
 			return v
 		}
 		quoted, _ := json.Marshal(v)
