@@ -10,7 +10,7 @@ export async function attacks({ plan, visitor, check, pages }) {
 const unseen = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\p{Cf}]/u;
 
 async function texts(plan, visitor, check, pages) {
-  const page = await visitor(plan.hostile, "p-7k3f9q2m");
+  const page = await visitor(plan.hostile, "p-7k3f9q2m", { viewport: { width: 390, height: 800 } });
   const strangers = () => page.evaluate(() => ({
     ran: "pwned" in window,
     made: document.querySelectorAll("img, main script, [onerror], [href^='javascript:']").length,
@@ -31,6 +31,8 @@ async function texts(plan, visitor, check, pages) {
     page.problems.length = 0;
     await page.goto(at[path] ?? path, { waitUntil: "load" });
     await harmless("hostile " + name);
+    const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    check(over <= 0, `hostile ${name} is ${over} px too wide`);
     const bad = page.problems.filter((p) => !/status of 404/.test(p));
     check(bad.length === 0, `hostile ${name}: the console is quiet`, bad.join("\n      "));
   }

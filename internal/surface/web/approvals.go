@@ -56,9 +56,15 @@ func (s *site) showApproval(v *visit) error {
 	if err != nil {
 		return err
 	}
+	var grant *v1.Grant // what came of it, while it may be seen
+	if a := got.Approval; a.Kind == "grant" && a.State == "approved" {
+		if x, err := s.grants.Get(v.ctx, &v1.GetGrantRequest{Id: a.Subject}); err == nil {
+			grant = x.Grant
+		}
+	}
 	f := v.frame("Request of "+got.Approval.RequesterName, "approvals")
 	f.Script = "passkey.js"
-	return v.show(f, approvalPage(f, got.Approval))
+	return v.show(f, approvalPage(f, got.Approval, grant))
 }
 
 // signBegin starts the ceremony, but not for who may not decide: nobody is

@@ -60,7 +60,7 @@ func (s *site) showHost(v *visit) error {
 		return f
 	}
 	x := hostView{Get: got, Host: got.Host}
-	x.Facts, x.Rest = sortFacts(got.Host.Facts)
+	x.Facts, x.Rest = sortFacts(together(got.Host.Facts))
 	if list, err := s.sessions.List(v.ctx, &v1.ListSessionsRequest{Host: got.Host.Id, Limit: 12}); err == nil {
 		x.Sessions = list.Sessions
 	}

@@ -25,8 +25,7 @@ func (s *site) showLogin(v *visit) error {
 // another site arrives without the cookie (SameSite=Strict), so the login page
 // asks before it bothers anybody.
 func (s *site) loginState(v *visit) error {
-	v.w.WriteHeader(http.StatusNoContent)
-	return nil
+	return v.answer(map[string]bool{"in": v.identify() == nil})
 }
 
 func (s *site) redeem(v *visit) error {

@@ -101,7 +101,7 @@ func (s *site) routes() *http.ServeMux {
 
 	mux.HandleFunc("GET /login", s.open(s.showLogin))
 	mux.HandleFunc("POST /login", s.open(s.redeem))
-	mux.HandleFunc("GET /login/state", s.page(s.loginState))
+	mux.HandleFunc("GET /login/state", s.open(s.loginState))
 	mux.HandleFunc("POST /login/passkey/begin", s.open(s.passkeyLoginBegin))
 	mux.HandleFunc("POST /login/passkey/finish", s.open(s.passkeyLoginFinish))
 	mux.HandleFunc("POST /logout", s.page(s.logout))

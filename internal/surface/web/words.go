@@ -100,8 +100,37 @@ func count(n int, one, many string) string {
 
 // factOrder is what people look for first; the rest is folded away.
 var factOrder = []string{
-	"os", "kernel", "arch", "cpus", "cpu_model", "load1", "load5", "load15", "memory_total_bytes", "memory_available_bytes",
+	"os", "kernel", "arch", "cpus", "cpu_model", "load", "memory", "disk", "load1", "load5", "load15", "memory_total_bytes", "memory_available_bytes",
 	"disk_root_total_bytes", "disk_root_free_bytes", "uptime_seconds", "addresses", "hostname", "processes", "timezone",
+}
+
+// together says in one line what belongs together: the three loads, and what is
+// free of a whole.
+func together(facts []*v1.Fact) []*v1.Fact {
+	value := map[string]*v1.Fact{}
+	for _, f := range facts {
+		value[f.Name] = f
+	}
+	said := map[string]*v1.Fact{}
+	if a, b, c := value["load1"], value["load5"], value["load15"]; a != nil && b != nil && c != nil {
+		said["load1"] = &v1.Fact{Name: "load", Value: a.Value + ", " + b.Value + ", " + c.Value, Source: a.Source, At: a.At}
+		said["load5"], said["load15"] = nil, nil
+	}
+	for _, of := range [][3]string{{"memory", "memory_total_bytes", "memory_available_bytes"}, {"disk", "disk_root_total_bytes", "disk_root_free_bytes"}} {
+		if all, free := value[of[1]], value[of[2]]; all != nil && free != nil {
+			said[of[1]] = &v1.Fact{Name: of[0], Value: factValue(all) + ", " + factValue(free) + " free", Source: all.Source, At: all.At}
+			said[of[2]] = nil
+		}
+	}
+	var out []*v1.Fact
+	for _, f := range facts {
+		if one, ok := said[f.Name]; !ok {
+			out = append(out, f)
+		} else if one != nil {
+			out = append(out, one)
+		}
+	}
+	return out
 }
 
 // sortFacts splits the facts into those that people look for, in order, and
@@ -149,7 +178,7 @@ func asks(a *v1.Approval) string {
 // factNames says the facts that have a better name than their own.
 var factNames = map[string]string{
 	"os": "System", "kernel": "Kernel", "cpus": "CPUs", "memory_total_bytes": "Memory", "memory_available_bytes": "Memory free",
-	"load1": "Load (1 min)", "load5": "Load (5 min)", "load15": "Load (15 min)", "uptime_seconds": "Up for", "addresses": "Addresses",
+	"load": "Load (1, 5, 15 min)", "memory": "Memory", "disk": "Disk", "load1": "Load (1 min)", "load5": "Load (5 min)", "load15": "Load (15 min)", "uptime_seconds": "Up for", "addresses": "Addresses",
 	"disk_root_total_bytes": "Disk", "disk_root_free_bytes": "Disk free", "arch": "Architecture", "hostname": "Host name",
 	"boot_id": "Boot", "machine_id": "Machine id", "cpu_model": "CPU", "os_id": "System id", "timezone": "Time zone", "product": "Product",
 	"swap_total_bytes": "Swap", "swap_free_bytes": "Swap free", "virtualization": "Virtualisation",

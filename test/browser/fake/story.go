@@ -3,6 +3,7 @@ package fake
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -125,8 +126,8 @@ func (a *API) ask() {
 		return &v1.GrantTarget{Id: h.Id, Name: h.Name, Environment: h.Environment, Scope: h.Scope}
 	}
 	a.grants = []*v1.Grant{
-		{Id: "g-8d3f1k6q", Person: "p-2m4x8c1d", PersonName: "grace", Kind: "break-glass", State: "active", Targets: []*v1.GrantTarget{target(a.hosts[0])}, Account: "postgres", Sudo: true, Reason: "primary is out of connections", Ticket: "INC-41", AskedFor: lasting(30 * time.Minute), Requested: a.at(-8 * time.Minute), Starts: a.at(-8 * time.Minute), Expires: a.at(22 * time.Minute), RatifyBy: a.at(2 * time.Minute), ReviewBy: a.at(72 * time.Hour), BuddyRequired: true, CannotContain: cannot},
-		{Id: "g-5v2b7n3m", Person: "p-9w1v5b3z", PersonName: "linus", Kind: "elevated", State: "requested", Targets: []*v1.GrantTarget{target(a.hosts[1]), target(a.hosts[2])}, Account: "deploy", Sudo: true, Reason: "checkout serves the old certificate: reload nginx", Ticket: "OPS-7", AskedFor: lasting(30 * time.Minute), Requested: a.at(-90 * time.Second), Approval: "a-6y1u8i4o", CannotContain: cannot[:1]},
+		{Id: "g-8d3f1k6q", Person: "p-2m4x8c1d", PersonName: "grace", Kind: "break-glass", State: "active", Targets: []*v1.GrantTarget{target(a.hosts[0])}, Account: "postgres", Sudo: true, Reason: "primary is out of connections", Ticket: "INC-41", AskedFor: lasting(30 * time.Minute), Requested: a.at(-8 * time.Minute), Starts: a.at(-8 * time.Minute), Expires: a.at(22 * time.Minute), RatifyBy: a.at(2 * time.Minute), ReviewBy: a.at(72 * time.Hour), BuddyRequired: true, CannotContain: slices.Clone(cannot)},
+		{Id: "g-5v2b7n3m", Person: "p-9w1v5b3z", PersonName: "linus", Kind: "elevated", State: "requested", Targets: []*v1.GrantTarget{target(a.hosts[1]), target(a.hosts[2])}, Account: "deploy", Sudo: true, Reason: "checkout serves the old certificate: reload nginx", Ticket: "OPS-7", AskedFor: lasting(30 * time.Minute), Requested: a.at(-90 * time.Second), Approval: "a-6y1u8i4o", CannotContain: slices.Clone(cannot[:1])},
 		{Id: "g-1a6s3d9f", Person: "p-7k3f9q2m", PersonName: "ada", Kind: "elevated", State: "active", Targets: []*v1.GrantTarget{target(a.hosts[3])}, Account: "deploy", Reason: "try the new nginx configuration", AskedFor: lasting(time.Hour), Requested: a.at(-20 * time.Minute), Starts: a.at(-18 * time.Minute), Expires: a.at(42 * time.Minute), Approval: "a-3e7r2t5w"},
 		{Id: "g-4j8l2z6x", Person: "p-3h6j0k4s", PersonName: "margaret", Kind: "break-glass", State: "in-review", EndedWhy: "expired", Targets: []*v1.GrantTarget{target(a.hosts[1])}, Account: "deploy", Reason: "certificates were about to expire", AskedFor: lasting(30 * time.Minute), Requested: a.at(-50 * time.Hour), Starts: a.at(-50 * time.Hour), Expires: a.at(-49 * time.Hour), ReviewBy: a.at(22 * time.Hour)},
 	}
@@ -134,7 +135,7 @@ func (a *API) ask() {
 	a.approvals = []*v1.Approval{
 		{Id: "a-6y1u8i4o", Kind: "grant", State: "requested", Requester: "p-9w1v5b3z", RequesterName: "linus", Requested: a.at(-90 * time.Second), Lapses: a.at(24 * time.Hour), SubjectHash: hash[:], Summary: "write on web-1, web-2 for 30 min",
 			Details:    []*v1.Detail{{Name: "Hosts", Value: "web-1 (production), web-2 (production)"}, {Name: "Account", Value: "deploy, with sudo"}, {Name: "For", Value: "30 minutes from approval"}, {Name: "Reason", Value: "checkout serves the old certificate: reload nginx"}, {Name: "Ticket", Value: "OPS-7"}},
-			GrantsLine: []string{"linus may open write sessions on web-1 and web-2, as the account deploy, with sudo.", "For 30 minutes from the moment you approve; then every process of those sessions is killed.", "Every session is recorded and can be watched."}, CannotContain: cannot[:1],
+			GrantsLine: []string{"linus may open write sessions on web-1 and web-2, as the account deploy, with sudo.", "For 30 minutes from the moment you approve; then every process of those sessions is killed.", "Every session is recorded and can be watched."}, CannotContain: slices.Clone(cannot[:1]),
 			Needed: 1, NeededGroups: []string{"operator", "admin"}, MayDecide: true, Subject: "g-5v2b7n3m"},
 		{Id: "a-2q9w4e1r", Kind: "person.add", State: "requested", Requester: "p-7k3f9q2m", RequesterName: "ada", Requested: a.at(-3 * time.Hour), Lapses: a.at(21 * time.Hour), SubjectHash: hash[:], Summary: "add barbara to developer", Details: []*v1.Detail{{Name: "Name", Value: "barbara"}, {Name: "Groups", Value: "developer"}}, Needed: 1, NeededGroups: []string{"admin"}, MayNotWhy: "You asked for it yourself: nobody decides their own request, admins included.", Subject: "p-barbara1"},
 		{Id: "a-3e7r2t5w", Kind: "grant", State: "approved", Requester: "p-7k3f9q2m", RequesterName: "ada", Requested: a.at(-20 * time.Minute), SubjectHash: hash[:], Summary: "write on staging-1 for 1 h", Needed: 1, Decisions: []*v1.Decision{{Person: "p-2m4x8c1d", PersonName: "grace", Verdict: "approved", At: a.at(-18 * time.Minute), SignedBy: "passkey"}}, Subject: "g-1a6s3d9f", GrantsLine: []string{"ada may open write sessions on staging-1, as the account deploy."}},

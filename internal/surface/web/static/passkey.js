@@ -78,6 +78,6 @@ document.addEventListener("click", async (event) => {
 // they are logged in: ask once, and go on.
 const door = document.querySelector("[data-login]");
 if (door) {
-  const state = await fetch("/login/state", { headers: { Accept: "application/json" } }).catch(() => null);
-  if (state?.status === 204) location.replace(door.dataset.next || "/");
+  const state = await fetch("/login/state", { headers: { Accept: "application/json" } }).then((answer) => answer.json(), () => null);
+  if (state?.in) location.replace(door.dataset.next || "/");
 }
