@@ -137,7 +137,7 @@ func (x *Access) draft(tx *store.Tx, by identity.Principal, ask Ask, hosts []tar
 		return Grant{}, err
 	}
 	if open >= maxOpen {
-		return Grant{}, fault.New(fault.Exhausted, "cannot ask for another grant: you have %d", open).WithHint("handrail access, then end one: handrail revoke ID")
+		return Grant{}, fault.New(fault.Exhausted, "cannot ask for another grant: you have %d", open).WithHint("handrail grants --mine, then end one: handrail done ID")
 	}
 	person, err := x.d.People.GetTx(tx, by.ID)
 	if err != nil {

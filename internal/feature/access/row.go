@@ -156,7 +156,7 @@ func find(q store.Queryer, where string, args ...any) ([]Grant, error) {
 
 // getTx returns one grant by its id or a unique beginning of it.
 func getTx(q store.Queryer, id string) (Grant, error) {
-	missing := fault.New(fault.NotFound, "cannot find grant %.40q", id).WithHint("handrail access")
+	missing := fault.New(fault.NotFound, "cannot find grant %.40q", id).WithHint("handrail grants")
 	if len(id) < 4 || len(id) > 40 || !plain(id) {
 		return Grant{}, missing
 	}
@@ -167,7 +167,7 @@ func getTx(q store.Queryer, id string) (Grant, error) {
 	case len(list) == 0:
 		return Grant{}, missing
 	case len(list) == 2 && list[0].ID != id:
-		return Grant{}, fault.New(fault.Invalid, "cannot choose a grant: %q fits more than one", id).WithHint("handrail access")
+		return Grant{}, fault.New(fault.Invalid, "cannot choose a grant: %q fits more than one", id).WithHint("handrail grants")
 	}
 	return list[0], nil
 }

@@ -209,7 +209,7 @@ func Step(g Grant, e Event, now time.Time) (Grant, []Effect, error) {
 }
 
 func illegal(g Grant, e Event) error {
-	return fault.New(fault.Conflict, "cannot %s grant %s: it is %s", e.Kind, g.ID, g.State).WithHint("handrail access")
+	return fault.New(fault.Conflict, "cannot %s grant %s: it is %s", e.Kind, g.ID, g.State).WithHint("handrail grants")
 }
 
 // begin is the first step of a grant.

@@ -179,7 +179,10 @@ func (d *Door) refuse(ctx context.Context, r ruling) error {
 	}
 	denied.Hint = decision.Next
 	if decision.Next == "" {
-		denied.Hint = "handrail access " + r.act.By.Name
+		denied.Hint = "handrail policy explain " + r.act.By.Name + " " + r.act.Action
+		if r.query.Host != nil {
+			denied.Hint += " " + r.query.Host.Name
+		}
 	}
 	if r.act.By.Kind != identity.KindPerson && r.act.By.Kind != identity.KindRobot {
 		denied.Kind = fault.Unauthenticated

@@ -1,22 +1,46 @@
 package fault
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Nearest is the known word that a misspelt one most likely means, "" if none
-// is near: at most two letters off, or begun alike. For hints.
+// is near.
 func Nearest(word string, known []string) string {
+	if all := Near(word, known); len(all) > 0 {
+		return all[0]
+	}
+	return ""
+}
+
+// maxNear is how many words a hint can hold.
+const maxNear = 3
+
+// Near is the known words that a misspelt one may mean, the most likely first:
+// at most two letters off, or begun alike. For hints.
+func Near(word string, known []string) []string {
 	word = strings.ToLower(word)
-	best, least := "", 3
+	type one struct {
+		word string
+		off  int
+	}
+	var near []one
 	for _, k := range known {
 		d := edits(word, k)
 		if len(word) > 1 && strings.HasPrefix(k, word) {
 			d = min(d, 2)
 		}
-		if d < least {
-			best, least = k, d
+		if d < 3 {
+			near = append(near, one{k, d})
 		}
 	}
-	return best
+	slices.SortStableFunc(near, func(a, b one) int { return a.off - b.off })
+	var out []string
+	for _, n := range near[:min(len(near), maxNear)] {
+		out = append(out, n.word)
+	}
+	return out
 }
 
 // edits counts the letters to insert, drop or replace between two words

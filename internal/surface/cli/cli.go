@@ -131,7 +131,10 @@ func (t *tool) command(use, short, examples string, args cobra.PositionalArgs, r
 			if err := t.checkFormat(); err != nil {
 				return err
 			}
-			return run(cmd, args)
+			if err := run(cmd, args); err != nil {
+				return t.suggest(cmd.Context(), err)
+			}
+			return nil
 		},
 	}
 }

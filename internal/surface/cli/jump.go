@@ -17,7 +17,7 @@ import (
 func (t *tool) jumpCommands() []*cobra.Command {
 	return []*cobra.Command{
 		t.elevateCommand(), t.breakGlassCommand(),
-		t.requestsCommand(),
+		t.requestsCommand(), t.grantsCommand(),
 		t.group("request", "Show a request",
 			"handrail request show -           # my latest\nhandrail request show a-7k3f9q2m  # what it grants, what it cannot contain, who decided",
 			t.requestShowCommand()),
@@ -221,71 +221,6 @@ func (t *tool) verdict(ctx context.Context, c *client, g *v1.Grant) (bool, error
 		return true, fault.New(fault.NeedsApproval, "cannot write on %s: nobody approved in time", clean(targetNames(g.Targets))).WithHint("handrail people")
 	}
 	return true, fault.New(fault.Conflict, "cannot write on %s: the grant has ended (%s)", clean(targetNames(g.Targets)), clean(orElse(g.EndedWhy, g.State))).WithHint("handrail request show %s", g.Id)
-}
-
-func (t *tool) grantView(g *v1.Grant) *sheet {
-	s := &sheet{id: g.GetId()}
-	s.put("grant", g.GetId()).put("kind", g.GetKind())
-	s.toned("state", strings.TrimSpace(g.GetState()+" "+g.GetEndedWhy()), stateTone[g.GetState()])
-	s.put("person", g.GetPersonName())
-	s.put("hosts", fmt.Sprintf("%d: %s", len(g.GetTargets()), hostList(g.GetTargets())))
-	s.put("as", accountOf(g)).put("reason", g.GetReason()).put("ticket", g.GetTicket())
-	s.put("for", lasting(g.GetAskedFor())).put("asked", t.full(g.GetRequested()))
-	s.wide("starts", t.full(g.GetStarts()))
-	s.put(map[bool]string{true: "ends", false: "would end"}[g.GetEnded() == nil], t.full(g.GetExpires())).put("approval", g.GetApproval())
-	t.putDecisions(s, g.GetDecisions())
-	s.put("ratified", byWhom(t.full(g.GetRatified()), g.GetRatifiedByName(), ""))
-	s.put("paused", g.GetPausedWhy())
-	s.put("ended", byWhom(t.full(g.GetEnded()), g.GetEndedByName(), g.GetEndedNote()))
-	s.put("reviewed", byWhom(t.full(g.GetReviewed()), g.GetReviewedByName(), strings.TrimSuffix(g.GetVerdict()+": "+g.GetNotes(), ": ")))
-	if g.GetBuddyRequired() {
-		s.put("buddy", "required: the session pauses when nobody watches")
-	}
-	if g.GetRatified() == nil && g.GetEnded() == nil {
-		s.toned("ratify by", t.full(g.GetRatifyBy()), warn)
-	}
-	if g.GetReviewed() == nil {
-		s.toned("review by", t.full(g.GetReviewBy()), warn)
-	}
-	s.list("cannot contain", g.GetCannotContain())
-	return s
-}
-
-// byWhom is a moment with who brought it about, and what they said.
-func byWhom(moment, name, said string) string {
-	if moment == "" {
-		return ""
-	}
-	if name != "" {
-		moment += " by " + name
-	}
-	if said != "" {
-		moment += ": " + said
-	}
-	return moment
-}
-
-func hostList(targets []*v1.GrantTarget) string {
-	var names []string
-	for _, x := range targets {
-		marks := strings.Trim(x.Environment+", "+x.Scope, ", ")
-		if marks != "" {
-			marks = " (" + marks + ")"
-		}
-		names = append(names, x.Name+marks)
-	}
-	return strings.Join(names, ", ")
-}
-
-func accountOf(g *v1.Grant) string {
-	account := g.GetAccount()
-	if g.GetRoot() {
-		account = "root"
-	}
-	if g.GetSudo() {
-		account += " with sudo"
-	}
-	return strings.TrimSpace(account)
 }
 
 func (t *tool) breakGlassCommand() *cobra.Command {

@@ -89,7 +89,7 @@ func (c *client) grantID(ctx context.Context, id string, keep func(*v1.Grant) bo
 			}
 		}
 		if best == nil {
-			return "", nothingLatest("grant", "handrail requests --all")
+			return "", nothingLatest("grant", "handrail grants --all")
 		}
 		return best.Id, nil
 	}
@@ -100,7 +100,7 @@ func (c *client) grantID(ctx context.Context, id string, keep func(*v1.Grant) bo
 		}
 		ids = append(ids, g.Id)
 	}
-	return oneOf("grant", id, "handrail requests --all", ids)
+	return oneOf("grant", id, "handrail grants --all", ids)
 }
 
 // sessionID resolves the id of a session. The latest is one's own; of those to
