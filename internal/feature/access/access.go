@@ -268,7 +268,7 @@ func (x *Access) openTx(tx *store.Tx, by identity.Principal, ask Ask, stale []ta
 	}
 	if g.AskedFor > longest {
 		return Asked{}, nil, fault.New(fault.Denied, "cannot ask for a grant of %s there: policy allows %s", when.Words(g.AskedFor), when.Words(longest)).
-			WithRule("longest_grant").WithHint("handrail elevate %s --for %dm", hosts[0].Name, int(longest.Minutes()))
+			WithRule("longest_grant").WithHint("handrail elevate %s --for %s", hosts[0].Name, strings.TrimSuffix(strings.TrimSuffix(longest.String(), "0s"), "0m"))
 	}
 	if glass {
 		event.Kind, kind = EventDeclare, KindRatification

@@ -268,7 +268,7 @@ func (h *Hosts) addTx(tx *store.Tx, host Host, by string) (ledger.Entry, Host, e
 	}
 	if len(same) > 0 {
 		return ledger.Entry{}, Host{}, fault.New(fault.Conflict, "cannot add host %q: there is one of that name, %s", host.Name, same[0].ID).
-			WithHint("handrail host invite --name OTHER")
+			WithHint("handrail host invite OTHER")
 	}
 	_, err = tx.Exec(`INSERT INTO hosts (id, name, environment, scope, services, labels, mode, trial, server, created, version)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
@@ -334,6 +334,13 @@ func (h Host) normal() Host {
 	return h
 }
 
+func orWord(word, other string) string {
+	if word == "" {
+		return other
+	}
+	return word
+}
+
 func tidy(words []string) Words {
 	var out Words
 	for _, word := range words {
@@ -356,10 +363,12 @@ func (h Host) Validate() error {
 		return err
 	}
 	if !slices.Contains(Environments, h.Environment) {
-		return fault.New(fault.Invalid, "cannot set environment %.40q of host %s: it is not one of %s", h.Environment, h.Name, strings.Join(Environments, ", "))
+		return fault.New(fault.Invalid, "cannot set environment %.40q of host %s: it is not one of %s", h.Environment, h.Name, strings.Join(Environments, ", ")).
+			WithHint("handrail host set %s --env %s", h.Name, orWord(fault.Nearest(h.Environment, Environments), "staging"))
 	}
 	if !slices.Contains(Scopes, h.Scope) {
-		return fault.New(fault.Invalid, "cannot set scope %.40q of host %s: it is not one of %s", h.Scope, h.Name, strings.Join(Scopes, ", "))
+		return fault.New(fault.Invalid, "cannot set scope %.40q of host %s: it is not one of %s", h.Scope, h.Name, strings.Join(Scopes, ", ")).
+			WithHint("handrail host set %s --scope %s", h.Name, orWord(fault.Nearest(h.Scope, Scopes), "none"))
 	}
 	if h.Trial && h.Environment == "production" {
 		return fault.New(fault.Invalid, "cannot make host %s production: its node runs without root, which is for trial only", h.Name).

@@ -85,7 +85,8 @@ func (h *Hosts) InviteTx(tx *store.Tx, by string, spec Invite) (string, ledger.E
 	} else if same, err := store.All[Host](tx, selectHost+`WHERE name = $1`, shape.Name); err != nil {
 		return "", ledger.Entry{}, err
 	} else if len(same) > 0 {
-		return "", ledger.Entry{}, fault.New(fault.Conflict, "cannot invite host %q: there is one of that name, %s", shape.Name, same[0].ID)
+		return "", ledger.Entry{}, fault.New(fault.Conflict, "cannot invite host %q: there is one of that name, %s", shape.Name, same[0].ID).
+			WithHint("handrail host invite OTHER")
 	}
 	secret := base64.RawURLEncoding.EncodeToString(tx.Random(24))
 	now := tx.Now()

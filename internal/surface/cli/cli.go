@@ -7,7 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -66,6 +68,8 @@ func New(d Deps) *cobra.Command {
 		RunE:          func(cmd *cobra.Command, args []string) error { return cmd.Help() },
 		Args:          unknownCommand,
 	}
+	root.Version = t.Version
+	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetIn(t.Stdin)
 	root.SetOut(t.Stdout)
 	root.SetErr(t.Stderr)
@@ -73,7 +77,7 @@ func New(d Deps) *cobra.Command {
 	root.SetHelpTemplate(helpTemplate)
 	root.SetUsageTemplate(usageTemplate)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fault.New(fault.Invalid, "cannot read the flags of %q: %v", cmd.CommandPath(), err).WithHint("%s --help", cmd.CommandPath())
+		return fault.New(fault.Invalid, "cannot read the flags of %q: %v%s", cmd.CommandPath(), err, nearFlag(cmd, err)).WithHint("%s --help", cmd.CommandPath())
 	})
 	root.PersistentFlags().StringVarP(&t.format, "output", "o", "table", "how to print data: table, wide, json, yaml or name")
 	root.PersistentFlags().BoolVar(&t.absolute, "absolute", false, "print times in full instead of relative")
@@ -132,7 +136,7 @@ func (t *tool) command(use, short, examples string, args cobra.PositionalArgs, r
 				return err
 			}
 			if err := run(cmd, args); err != nil {
-				return t.suggest(cmd.Context(), err)
+				return t.better(cmd.Context(), err)
 			}
 			return nil
 		},
@@ -189,6 +193,24 @@ func exactly(names ...string) cobra.PositionalArgs {
 		return fault.New(fault.Invalid, "cannot run %q: %q is one argument too many", cmd.CommandPath(), clean(args[len(names)])).
 			WithHint("%s --help", cmd.CommandPath())
 	}
+}
+
+var longFlag = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(?m)^ +(?:-., )?--([a-z-]+)`) })
+
+// nearFlag says which flag a misspelt one was likely meant to be.
+func nearFlag(cmd *cobra.Command, err error) string {
+	_, word, unknown := strings.Cut(err.Error(), "unknown flag: --")
+	if !unknown {
+		return ""
+	}
+	var names []string
+	for _, m := range longFlag().FindAllStringSubmatch(cmd.Flags().FlagUsages(), -1) {
+		names = append(names, m[1])
+	}
+	if near := fault.Nearest(word, names); near != "" {
+		return ": did you mean --" + near + "?"
+	}
+	return ""
 }
 
 // atLeast asks for one argument or more.

@@ -3,7 +3,9 @@ package cli
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"connectrpc.com/connect"
@@ -138,6 +140,18 @@ func unreachable(address string, err error) error {
 	if f.Kind != fault.Unavailable || connect.IsWireError(err) {
 		return f
 	}
-	return fault.New(fault.Unavailable, "cannot reach the server at %s: %v", address, errors.Unwrap(err)).
-		WithHint("check that it runs and that this machine may reach it")
+	why := errors.Unwrap(err)
+	var op *net.OpError
+	if errors.As(err, &op) {
+		why = op.Err // without the address once more
+	}
+	var call *os.SyscallError
+	if errors.As(why, &call) {
+		why = call.Err
+	}
+	f = fault.New(fault.Unavailable, "cannot reach the server at %s: %v", address, why)
+	if host, _, err := net.SplitHostPort(address); err == nil && (host == "localhost" || net.ParseIP(host).IsLoopback()) {
+		return f.WithHint("handrail up starts it on this machine")
+	}
+	return f.WithHint("handrail up, on the machine that it ran on; or let this machine reach it")
 }

@@ -60,6 +60,8 @@ type fake struct {
 	attached    map[*websocket.Conn]bool
 	leaves      [][]byte
 	touched     bool // the ledger was tampered with
+	lies        bool // shows another request than the one whose hash it wants signed
+	asked       map[string]*v1.Grant
 	bootstrap   bool
 	nonce       []byte
 	changed     chan struct{} // closed and replaced at each change

@@ -70,6 +70,13 @@ func (f *fakeGrants) Watch(ctx context.Context, r *v1.WatchGrantsRequest, s *con
 func (f *fakeGrants) Elevate(ctx context.Context, r *v1.ElevateRequest) (*v1.ElevateResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if g := f.asked[r.RequestId]; g != nil && r.RequestId != "" { // the second call brings the signature
+		a := f.approval(g.Approval)
+		for device, person := range f.devices {
+			a.RequesterSigned = a.RequesterSigned || person == me(ctx) && signedBy([]byte(device), append([]byte("handrail-request-v1\n"), a.SubjectHash...), r.Signature)
+		}
+		return &v1.ElevateResponse{Id: g.Id, Grant: g, Approval: g.Approval, Approvers: []string{"bob"}, SubjectHash: a.SubjectHash}, nil
+	}
 	g := &v1.Grant{
 		Id: newID("g", len(f.grants)+1), Person: f.person(me(ctx)).Id, PersonName: me(ctx), Kind: "elevated", State: "requested", Reason: r.Reason, Ticket: r.Ticket,
 		AskedFor: r.For, Requested: timestamppb.Now(), Account: "app", Sudo: r.Sudo, Root: r.Root, Approval: newID("a", len(f.approvals)+1),
@@ -83,17 +90,25 @@ func (f *fakeGrants) Elevate(ctx context.Context, r *v1.ElevateRequest) (*v1.Ele
 		g.Targets = append(g.Targets, &v1.GrantTarget{Id: h.Id, Name: h.Name, Environment: h.Environment, Scope: h.Scope})
 		names = append(names, h.Name)
 	}
-	hash := sha256.Sum256([]byte(g.Id))
+	request := []byte(`{"grant":"` + g.Id + `","person_name":"` + g.PersonName + `","account":"app","for_ms":1800000,"targets":[{"name":"` + strings.Join(names, `","environment":"production"},{"name":"`) + `","environment":"production"}]}`)
+	hash := sha256.Sum256(append([]byte("handrail-approval-v1\ngrant\n"), request...))
+	if f.lies {
+		request = bytes.Replace(request, []byte("1800000"), []byte("9900000"), 1)
+	}
+	if f.asked == nil {
+		f.asked = map[string]*v1.Grant{}
+	}
+	f.asked[r.RequestId] = g
 	f.grants = append([]*v1.Grant{g}, f.grants...)
 	f.approvals = append([]*v1.Approval{{
 		Id: g.Approval, Kind: "grant", State: "requested", Requester: g.Person, RequesterName: g.PersonName, Requested: g.Requested,
-		Lapses: timestamppb.New(time.Now().Add(time.Hour)), SubjectHash: hash[:], Summary: "write on " + strings.Join(names, ", ") + ": " + r.Reason,
+		Lapses: timestamppb.New(time.Now().Add(time.Hour)), SubjectHash: hash[:], Request: request, Summary: "write on " + strings.Join(names, ", ") + ": " + r.Reason,
 		Details:    []*v1.Detail{{Name: "reason", Value: r.Reason}, {Name: "ticket", Value: r.Ticket}, {Name: "hosts", Value: strings.Join(names, ", ")}},
 		GrantsLine: []string{"a shell as app on " + strings.Join(names, ", ")}, CannotContain: []string{"what app starts through another daemon"},
 		Needed: 1, Subject: g.Id,
 	}}, f.approvals...)
 	f.changedLocked()
-	return &v1.ElevateResponse{Id: g.Id, Grant: g, Approval: g.Approval, Approvers: []string{"bob"}}, nil
+	return &v1.ElevateResponse{Id: g.Id, Grant: g, Approval: g.Approval, Approvers: []string{"bob"}, SubjectHash: hash[:]}, nil
 }
 
 func (f *fakeGrants) BreakGlass(ctx context.Context, r *v1.BreakGlassRequest) (*v1.BreakGlassResponse, error) {

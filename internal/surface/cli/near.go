@@ -5,14 +5,34 @@ import (
 	"errors"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
+
+	"connectrpc.com/connect"
 
 	v1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/fault"
 )
 
+// better says an error with what this device knows: the address of a server that
+// does not answer, the names that are near to one that is not there.
+func (t *tool) better(ctx context.Context, err error) error {
+	var status *exit
+	var f *fault.Error
+	if c := (*connect.Error)(nil); !errors.As(err, &status) && !errors.As(err, &f) && errors.As(err, &c) && !connect.IsWireError(err) {
+		if folder, ferr := t.folder(); ferr == nil {
+			if l, lerr := folder.login(); lerr == nil && l.Address != "" {
+				return unreachable(l.Address, err)
+			}
+		}
+	}
+	return t.suggest(ctx, err)
+}
+
 // missingName is how the server says that something named is not there.
-var missingName = regexp.MustCompile(`^cannot find (host|person|request|grant|session) "([^"]+)"$`)
+var missingName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^cannot find (host|person|request|grant|session) "([^"]+)"$`)
+})
 
 // suggestWithin bounds looking for what a person may have meant.
 const suggestWithin = 5 * time.Second
@@ -22,7 +42,7 @@ const suggestWithin = 5 * time.Second
 // name that they could not list.
 func (t *tool) suggest(ctx context.Context, err error) error {
 	f := understand(err)
-	m := missingName.FindStringSubmatch(f.Text)
+	m := missingName().FindStringSubmatch(f.Text)
 	if f.Kind != fault.NotFound || m == nil {
 		return err
 	}

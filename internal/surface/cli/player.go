@@ -186,7 +186,7 @@ func (s *show) print(events []*v1.ReplaySessionResponse) {
 		case "output", "error":
 			b.Write(s.screen.filter(e.Data))
 		case "gap":
-			fmt.Fprintf(&b, "\r\n\x1b[7m[gap: %s]\x1b[0m\r\n", clean(gapText(e.Text)))
+			fmt.Fprintf(&b, "\r\n\x1b[7m[gap: %s]\x1b[0m\r\n", clean(e.Text))
 		}
 	}
 	_, _ = s.out().Write(b.Bytes())

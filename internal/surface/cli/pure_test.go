@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -259,6 +261,17 @@ func TestAnIdMayBeGivenByItsStart(t *testing.T) {
 	}
 	if _, err := oneOf("grant", "z", "", ids); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("none that match: %v", err)
+	}
+}
+
+func TestAServerThatDoesNotAnswerIsNamedWithWhatToDo(t *testing.T) {
+	refused := &net.OpError{Op: "dial", Net: "tcp", Err: &os.SyscallError{Syscall: "connect", Err: errors.New("connection refused")}}
+	for address, hint := range map[string]string{"127.0.0.1:8480": "handrail up starts it on this machine", "[::1]:8480": "handrail up starts it on this machine",
+		"localhost:8480": "handrail up starts it on this machine", "gate.example:443": "handrail up, on the machine that it ran on; or let this machine reach it"} {
+		f := fault.From(unreachable(address, connect.NewError(connect.CodeUnavailable, refused)))
+		if f.Text != "cannot reach the server at "+address+": connection refused" || f.Hint != hint || f.Kind != fault.Unavailable {
+			t.Errorf("%s: %q, next %q", address, f.Text, f.Hint)
+		}
 	}
 }
 

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -197,7 +196,7 @@ func (t *tool) replayOutput(r *tape, start time.Duration) error {
 			_, err := t.out().Write(e.Data)
 			return err
 		case "gap":
-			t.say("[gap: %s]", clean(gapText(e.Text)))
+			t.say("[gap: %s]", clean(e.Text))
 		}
 		return nil
 	})
@@ -254,17 +253,4 @@ func chaptersOf(events []*v1.ReplaySessionResponse) []chapter {
 		}
 	}
 	return list
-}
-
-// gapText says what a recording lacks. A stream above its bound is kept as
-// head, tail, length and hash, which a gap carries as JSON.
-func gapText(text string) string {
-	var g struct {
-		Stream          string
-		Length, Skipped uint64
-	}
-	if json.Unmarshal([]byte(text), &g) != nil || g.Length == 0 {
-		return text
-	}
-	return fmt.Sprintf("%s of %s of %s were not kept, only their hash", size(g.Skipped), size(g.Length), orElse(g.Stream, "data"))
 }

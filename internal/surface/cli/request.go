@@ -229,6 +229,11 @@ func (t *tool) approve(ctx context.Context, c *client, id string, sure bool, hos
 	case a.PasskeyRequired:
 		return fault.New(fault.Denied, "cannot approve %s here: policy asks for a passkey", a.Id).WithHint("open the approvals page, shown by: handrail status")
 	}
+	what, err := signing(a)
+	if err != nil {
+		return err
+	}
+	t.say("you sign        %s", clean(what))
 	targets, err := c.targets(ctx, a)
 	if err != nil {
 		return err

@@ -144,6 +144,10 @@ var scriptVerbs = map[string]func(ts *testscript.TestScript, neg bool, args []st
 			f.mu.Lock()
 			f.touched = true
 			f.mu.Unlock()
+		case "lie":
+			f.mu.Lock()
+			f.lies = true
+			f.mu.Unlock()
 		case "truncate": // the ledger loses its last entry
 			f.mu.Lock()
 			f.leaves = f.leaves[:len(f.leaves)-1]

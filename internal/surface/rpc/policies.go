@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"slices"
+	"strings"
 
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/doorway"
@@ -96,8 +97,11 @@ func (s policies) Explain(ctx context.Context, r *handrailv1.ExplainRequest) (*h
 		return nil, err
 	}
 	if !slices.Contains(policy.Verbs(), r.Action) {
-		return nil, fault.New(fault.Invalid, "cannot explain action %q: no rule knows it", r.Action).
-			WithHint("one of: %v", policy.Verbs())
+		unknown := fault.New(fault.Invalid, "cannot explain action %q: no rule knows it", r.Action)
+		if near := fault.Nearest(r.Action, policy.Verbs()); near != "" {
+			return nil, unknown.WithHint("handrail policy explain %s %s", person.Name, near)
+		}
+		return nil, unknown.WithHint("one of %s", strings.Join(policy.Verbs(), ", "))
 	}
 	act := doorway.Act{
 		Action: r.Action, Context: policy.Context{Level: r.Level},

@@ -93,3 +93,16 @@ func TestASentenceNeedsNoPayloadAndHasAnEnd(t *testing.T) {
 		t.Errorf("a sentence of %d letters", n)
 	}
 }
+
+func TestAGapIsSaidInWords(t *testing.T) {
+	for data, want := range map[string]string{
+		`{"stream":"output","length":5000000,"skipped":3885888,"sha256":"eA=="}`: "3.7 MiB of 4.8 MiB of output were not kept, only their hash",
+		`{"stream":"output","length":5000,"skipped":0}`:                          "nothing of 4.9 KiB of output is missing",
+		"the server was away": "the server was away",
+		`{}`:                  `{}`,
+	} {
+		if got := gapWords([]byte(data)); got != want {
+			t.Errorf("%s\n got %q\nwant %q", data, got, want)
+		}
+	}
+}

@@ -412,12 +412,14 @@ func times(n int) string {
 // clock is a moment of a sentence, whose own time stands beside it.
 func clock(micros int64) string { return time.UnixMicro(micros).UTC().Format("15:04 UTC") }
 
+// bytesOf is a number of bytes for people.
 func bytesOf(n int64) string {
-	switch {
-	case n < 1<<10:
+	if n < 1<<10 {
 		return fmt.Sprintf("%d bytes", n)
-	case n < 1<<20:
-		return fmt.Sprintf("%d KiB", n>>10)
 	}
-	return fmt.Sprintf("%d MiB", n>>20)
+	f, unit := float64(n)/(1<<10), 0
+	for f >= 1<<10 && unit < len("KMGTPE")-1 {
+		f, unit = f/(1<<10), unit+1
+	}
+	return fmt.Sprintf("%.1f %ciB", f, "KMGTPE"[unit])
 }

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -169,6 +170,19 @@ func (s sessions) Replay(ctx context.Context, r *handrailv1.ReplaySessionRequest
 	}
 }
 
+// gapWords says what a recording lacks: a stream above its bound is kept as head,
+// tail, length and hash.
+func gapWords(data []byte) string {
+	b, err := recording.ParseBulk(data)
+	if err != nil || b.Length <= 0 {
+		return string(data)
+	}
+	if b.Skipped <= 0 {
+		return fmt.Sprintf("nothing of %s of %s is missing", bytesOf(b.Length), orWord(b.Stream, "data"))
+	}
+	return fmt.Sprintf("%s of %s of %s were not kept, only their hash", bytesOf(b.Skipped), bytesOf(b.Length), orWord(b.Stream, "data"))
+}
+
 func replayMessage(e recording.Event) *handrailv1.ReplaySessionResponse {
 	m := &handrailv1.ReplaySessionResponse{OffsetMicros: uint64(e.Offset / time.Microsecond), Kind: e.Kind.String()}
 	switch e.Kind {
@@ -180,6 +194,8 @@ func replayMessage(e recording.Event) *handrailv1.ReplaySessionResponse {
 	case recording.Exit:
 		_, m.Text = recording.ParseExit(e.Data)
 		m.Data = e.Data
+	case recording.Gap:
+		m.Text, m.Data = gapWords(e.Data), e.Data
 	default:
 		m.Text = string(e.Data)
 	}
