@@ -65,14 +65,7 @@ func TestAFloodToAClientThatDoesNotReadIsBounded(t *testing.T) {
 	out := must(s.StdoutPipe())
 	fatal(t, s.Start("yes 0123456789abcdef0123456789abcdef"))
 	must(out.Read(make([]byte, 1))) // and never again
-	last, still := int64(-1), 0
-	eventually(t, "the flood stands still", func() bool {
-		size := w.alive().RecordingBytes
-		if still++; size != last {
-			last, still = size, 0
-		}
-		return still == 50
-	})
+	w.still()
 	if grown := used() - heap; grown > 64<<20 {
 		t.Errorf("a client that does not read costs %d MiB", grown>>20)
 	}
@@ -92,6 +85,37 @@ func TestAFloodToAClientThatDoesNotReadIsBounded(t *testing.T) {
 			t.Errorf("a session was closed as %s", e.Parsed.Outcome)
 		}
 	}
+}
+
+// still waits until the one session that floods has filled everything between
+// its program and its client.
+func (w *world) still() {
+	w.t.Helper()
+	last, still := int64(-1), 0
+	eventually(w.t, "the flood stands still", func() bool {
+		size := w.alive().RecordingBytes
+		if still++; size != last {
+			last, still = size, 0
+		}
+		return still == 50
+	})
+}
+
+func TestALockEndsAFloodThatNobodyReads(t *testing.T) {
+	w := newWorld(t)
+	ada := w.person("ada", "developer")
+	before := w.goroutines(ada)
+	conn := ada.dial("web-1")
+	s := must(conn.NewSession())
+	fatal(t, s.RequestPty("xterm", 24, 80, ssh.TerminalModes{}))
+	out := must(s.StdoutPipe())
+	fatal(t, s.Start("yes 0123456789abcdef0123456789abcdef"))
+	must(out.Read(make([]byte, 1))) // and never again
+	w.still()
+	w.sessions.EndByPerson(t.Context(), ada.id, 2, "left the company")
+	eventually(t, "the session is over although its client holds on", func() bool { return w.sessions.CountLive() == 0 })
+	conn.Close()
+	w.clean(before)
 }
 
 func TestOfAThousandChannelsTenAreOpen(t *testing.T) {
