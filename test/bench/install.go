@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -141,16 +140,15 @@ func (i *installation) stop() error {
 	return errors.New("handrail up did not stop within 15 s of an interrupt")
 }
 
-// role returns the process of a role: server, warden, link.
-func (i *installation) role(name string) int {
+// role returns the process of a role: server, warden, link. The supervisor
+// calls it NAME or NAME-role.
+func (i *installation) role(name string) (int, error) {
 	for _, pid := range descendants(i.cmd.Process.Pid) {
-		args := command(pid)
-		at := slices.Index(args, name)
-		if at > 0 && (at == 1 || args[1] == "enter") {
-			return pid
+		if args := command(pid); len(args) > 1 && (args[1] == name || args[1] == name+"-role") {
+			return pid, nil
 		}
 	}
-	return 0
+	return 0, fmt.Errorf("no process of the role %s", name)
 }
 
 // enrol logs the first person in and waits until the host takes sessions.

@@ -18,7 +18,10 @@ func (b *bench) lock(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	warden := b.handrail.role("warden")
+	warden, err := b.handrail.role("warden")
+	if err != nil {
+		return err
+	}
 	var dead, command []float64
 	for n, p := range people {
 		before := descendants(warden)

@@ -43,9 +43,11 @@ func (b *bench) idleRoles(ctx context.Context) error {
 	i := b.handrail
 	pids := map[string]int{"supervisor": i.cmd.Process.Pid}
 	for _, role := range []string{"server", "link", "warden"} {
-		if pids[role] = i.role(role); pids[role] == 0 {
-			return fmt.Errorf("no process of the role %s", role)
+		pid, err := i.role(role)
+		if err != nil {
+			return err
 		}
+		pids[role] = pid
 	}
 	select { // one round of everything that is done each second
 	case <-time.After(b.calm):
@@ -112,7 +114,18 @@ func (b *bench) idleSessions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	server, link, warden := b.handrail.role("server"), b.handrail.role("link"), b.handrail.role("warden")
+	server, err := b.handrail.role("server")
+	if err != nil {
+		return err
+	}
+	link, err := b.handrail.role("link")
+	if err != nil {
+		return err
+	}
+	warden, err := b.handrail.role("warden")
+	if err != nil {
+		return err
+	}
 	before := memoryOf(server)
 	linkBefore, keepersBefore := memoryOf(link), descendants(warden)
 	var all held

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,12 +24,12 @@ func (b *bench) setup(ctx context.Context) error {
 				}
 				began := time.Now()
 				if err := setUp(w, "true"); err != nil {
-					return err
+					return fmt.Errorf("%s: %w", w.name, err)
 				}
 				all[column] = append(all[column], millis(time.Since(began)))
 			}
 			if err := onOpen(w, n, &open[column]); err != nil {
-				return err
+				return fmt.Errorf("%s, on an open connection: %w", w.name, err)
 			}
 		}
 	}

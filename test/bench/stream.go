@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
@@ -106,8 +107,8 @@ func (b *bench) keystroke(ctx context.Context) error {
 		for column, t := range typists {
 			for n := range batch {
 				d, err := t.key()
-				if err != nil || ctx.Err() != nil {
-					return fmt.Errorf("key %d: %w", done+n, err)
+				if err = errors.Join(err, ctx.Err()); err != nil {
+					return fmt.Errorf("%s, key %d: %w", b.ways()[column].name, done+n, err)
 				}
 				samples[column] = append(samples[column], micros(d))
 				time.Sleep(500 * time.Microsecond)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -107,5 +108,10 @@ func runOn(client *ssh.Client, remote string) error {
 		return err
 	}
 	defer s.Close()
-	return s.Run(remote)
+	var said bytes.Buffer
+	s.Stderr = &said
+	if err := s.Run(remote); err != nil {
+		return fmt.Errorf("%w: %s", err, bytes.TrimSpace(said.Bytes()))
+	}
+	return nil
 }
