@@ -46,6 +46,7 @@ type Spec struct {
 	Cgroup   string           `json:"cgroup"`   // name; "" where the host has none
 	Deadline time.Duration    `json:"deadline"` // boot time
 	Spool    string           `json:"spool"`    // file of the local copy; "" for none
+	Home     string           `json:"home"`     // folder to make for the session and to remove after it; "" for none
 }
 
 // Why a session ended, in wire.Exit.Why; empty means by itself.

@@ -132,6 +132,9 @@ func (k *keeper) start() error {
 		}
 		k.group = g
 	}
+	if err := k.makeHome(); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot start session %s", s.ID)
+	}
 	k.copy = openSpool(k.spec.Spool, !s.PTY)
 	k.budget.Store(-1)
 	if s.Limits.BytesOut > 0 {
@@ -166,6 +169,18 @@ func (k *keeper) start() error {
 	k.report(report{Event: eventStarted, Answer: &a})
 	go k.pumpAll(mine[1], mine[2])
 	return nil
+}
+
+// makeHome makes the folder that is the session's home.
+func (k *keeper) makeHome() error {
+	b := k.spec.Sandbox
+	switch {
+	case k.spec.Home == "":
+		return nil
+	case b.Root:
+		return sandbox.MakeHome(k.spec.Home, 0, 0)
+	}
+	return sandbox.MakeHome(k.spec.Home, b.UID, b.GID)
 }
 
 func limits(l wire.Limits) sandbox.Limits {
@@ -270,6 +285,9 @@ func (k *keeper) cleanUp() {
 	k.kill()
 	if k.group != nil {
 		_ = k.group.Remove()
+	}
+	if k.spec.Home != "" {
+		_ = sandbox.RemoveHome(k.spec.Home)
 	}
 	k.copy.close()
 }

@@ -29,10 +29,9 @@ func (s *stage) environment() {
 	if spec.Level == Read {
 		s.readEnvironment(env)
 	}
-	if v.ownHome {
-		// What listens on a socket should do so where only this session can look.
+	if dir := v.runDir(); dir != "" {
 		for _, name := range [...]string{"XDG_RUNTIME_DIR", "TMUX_TMPDIR", "SCREENDIR"} {
-			env.set(name, runDir(v.home()))
+			env.set(name, dir)
 		}
 	}
 	for _, kv := range spec.Env {

@@ -73,8 +73,8 @@ type Spec struct {
 	Root bool `json:"root,omitempty"` // write: uid 0
 
 	// Alone says that the account is kept for sessions like this one and runs
-	// nothing else: its signals end at the session's border, and the home is
-	// the session's own and ends with it.
+	// nothing else. Without sudo or root, its signals then end at the session's
+	// border, and the home is covered by one of the session's own.
 	Alone bool `json:"alone,omitempty"`
 
 	Command []string `json:"command,omitempty"` // argv; empty: an interactive shell

@@ -276,7 +276,7 @@ func (s *stage) confineWrite() error {
 // floor says how much of the sandbox stands. A write session has all of its own
 // where others of an account kept for it cannot reach it.
 func (s *stage) floor() Floor {
-	if s.Spec.Level == Write && s.Spec.Alone && !s.parted && !s.view.trial {
+	if s.Spec.Level == Write && s.Spec.Alone && !s.Spec.Sudo && !s.Spec.Root && !s.parted && !s.view.trial {
 		return Reduced
 	}
 	if s.Spec.Level == Read && (s.abi == 0 || !s.view.newAPI || s.view.trial || len(s.Omit) > 0) {

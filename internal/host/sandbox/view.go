@@ -18,7 +18,6 @@ type view struct {
 	trial   bool // user namespace: the caller's uid, no device nodes of our own
 	omit    map[string]bool
 	newAPI  bool // mount_setattr and open_tree (Linux 5.12)
-	ownHome bool // of a write session: made for it alone
 	missing []string
 	layers  []Layer
 }

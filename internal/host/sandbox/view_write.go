@@ -77,20 +77,22 @@ func (v *view) buildApart() error {
 	if err := tmpfs(home, options, unix.MS_NODEV); err != nil {
 		return fmt.Errorf("cannot make the session's home: %w", err)
 	}
-	run := runDir(home)
-	if err := unix.Mkdir(run, 0o700); err != nil {
-		return fmt.Errorf("cannot make %s: %w", run, err)
-	}
-	if err := unix.Chown(run, int(v.spec.UID), int(v.spec.GID)); err != nil {
-		return fmt.Errorf("cannot make %s: %w", run, err)
-	}
-	v.ownHome = true
 	v.stands("own home", "ends with the session")
 	return nil
 }
 
-// runDir is for the sockets of a session that has a home of its own.
-func runDir(home string) string { return home + "/.run" }
+// runDir is for the sockets of a session that has a home of its own: what
+// listens should do so where only this session can look. Empty: there is none.
+func (v *view) runDir() string {
+	if !v.spec.Alone || v.trial {
+		return ""
+	}
+	dir := v.home() + "/.run"
+	if err := unix.Mkdir(dir, 0o700); err != nil {
+		return ""
+	}
+	return dir
+}
 
 // part takes the session out of reach of the others of its account.
 func (s *stage) part() error {

@@ -161,3 +161,31 @@ func TestACopyThatNamesNoFolderFailsRatherThanVanish(t *testing.T) {
 	_ = s.w.Write(wire.FrameEOF, nil)
 	s.ends()
 }
+
+func TestASessionWithSudoHasAHomeThatOthersDoNotSeeAndThatEndsWithIt(t *testing.T) {
+	b := newBench(t)
+	b.start(nil)
+	a := writeAccount(t)
+	for _, root := range []bool{false, true} {
+		s, _ := b.open(writeSpec(func(s *wire.SessionSpec) {
+			execSpec(`cd && touch kept && ls -A . && stat -c 'mode=%a' . && cd $TMUX_TMPDIR && pwd; echo ready; exec sleep 1000`)(s)
+			s.Sudo, s.Root = true, root
+		}))
+		s.sees("ready")
+		home := a.Home + "/" + s.id
+		if want := ".run\nkept\nmode=700\n" + home + "/.run\nready\n"; s.said() != want {
+			t.Errorf("root %v: it said %q, want %q", root, s.said(), want)
+		}
+		other, _ := b.open(writeSpec(execSpec("ls -A " + a.Home + "; cat " + home + "/kept && echo seen")))
+		other.ends()
+		if said := other.said(); strings.Contains(said, s.id+"\n") || strings.Contains(said, "seen") {
+			t.Errorf("another session sees it: %s", said)
+		}
+		b.brake(wire.Brake{Kind: wire.BrakeStopSession, Session: s.id})
+		s.ends()
+		b.eventually("its home is gone", func() bool {
+			_, err := os.Lstat(home)
+			return os.IsNotExist(err)
+		})
+	}
+}

@@ -68,11 +68,7 @@ func (s *sessions) specOf(a accepted, l *live) (keeper.Spec, error) {
 		}
 		b.User, b.UID, b.GID, b.Home, b.Shell = acct.name, acct.uid, acct.gid, acct.home, acct.shell
 		b.Groups, b.Sudo, b.Root = groupsOf(acct.name, acct.gid), o.Sudo, o.Root
-		if b.Alone = acct.name == WriteAccount && !o.Sudo && !o.Root; b.Alone && !o.PTY {
-			// The home ends with the session: a copy that names no folder must
-			// fail, not vanish.
-			b.Dir = "/"
-		}
+		s.alone(&k, &b)
 		k.Session.Account = acct.name // what the banner says
 		setDefaults(&k.Session.Limits, writePIDs, writeMemory(), writeCPU)
 	}
@@ -94,6 +90,24 @@ func writeMemory() int64 {
 		return 0
 	}
 	return int64(uint64(info.Totalram) * uint64(info.Unit) / 4 * 3)
+}
+
+// alone says what an account that is kept for sessions means for one.
+func (s *sessions) alone(k *keeper.Spec, b *sandbox.Spec) {
+	if b.Alone = b.User == WriteAccount && s.mode == sandbox.RootMode; !b.Alone {
+		return
+	}
+	if b.Sudo || b.Root {
+		// Mounts of such a session are the host's, so its home is a folder. The
+		// ordinary sessions have their own home over the one above it.
+		b.Home = filepath.Join(b.Home, k.Session.ID)
+		k.Home = b.Home
+	}
+	if !b.PTY {
+		// The home ends with the session: a copy that names no folder must
+		// fail, not vanish.
+		b.Dir = "/"
+	}
 }
 
 func setDefaults(l *wire.Limits, pids, memory, cpu int64) {
