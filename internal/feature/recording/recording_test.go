@@ -321,6 +321,32 @@ func TestAfterACrashItVerifiesUpToItsLastBlockAndTheTailIsMarkedLost(t *testing.
 	}
 }
 
+// A power cut may leave the name without its bytes, or part of the head. The
+// server must still start and close the session.
+func TestARecordingWithoutItsHeadIsLostAndNoFalseAlarm(t *testing.T) {
+	for _, left := range []int64{0, 3, 40} {
+		s := newStudio(t, Bounds{})
+		rec := s.begin(id, true)
+		fatal(t, rec.Write(Output, []byte("never synced\n")))
+		path, _ := s.path(id)
+		fatal(t, os.Truncate(path, left))
+		again := &studio{t, newAgain(t, s), s.book}
+		for range 2 {
+			c, err := again.Recover(id, "the server stopped")
+			fatal(t, err)
+			if c.Digest.Lost == "" || c.Digest.Pieces != 0 || c.Entries[len(c.Entries)-1].Outcome != ledger.Lost {
+				t.Fatalf("%d bytes are left: %+v", left, c.Digest)
+			}
+		}
+		c, err := again.Recover(id, "the server stopped")
+		fatal(t, err)
+		again.book.add(c.Entries...)
+		if f := again.findings(); len(f) != 0 {
+			t.Fatalf("%v", f)
+		}
+	}
+}
+
 func newAgain(t *testing.T, s *studio) *Recordings {
 	t.Helper()
 	r, err := New(s.deps)

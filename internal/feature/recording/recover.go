@@ -28,6 +28,14 @@ func (r *Recordings) Recover(session, why string) (Closed, error) {
 	}
 	defer f.Close()
 	s, err := scan(bufio.NewReaderSize(f, 64<<10), session)
+	if errors.Is(err, errTorn) {
+		// A power cut before the first sync: the name is there, not even the
+		// head is, and without it nobody can read what may follow.
+		if err := os.Remove(path); err != nil {
+			return Closed{}, fault.Wrap(fault.Unavailable, err, "cannot recover the recording of session %s", session)
+		}
+		return closed(Digest{V: 1, Session: session, Lost: "no recording: " + why}, "", "", nil), nil
+	}
 	if err != nil {
 		return Closed{}, fault.Wrap(fault.Internal, err, "cannot recover the recording of session %s", session)
 	}
