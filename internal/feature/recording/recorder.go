@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -89,14 +90,32 @@ func createFile(path string) (File, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The name must survive a crash as well as the bytes do.
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		f.Close()
-		return nil, err
+	return &newFile{File: f}, nil
+}
+
+// newFile is a file whose name must survive a power cut as its bytes do, and
+// need not before them: nobody waits for the disk while a session opens.
+type newFile struct {
+	*os.File
+	named atomic.Bool
+}
+
+// Sync makes the bytes durable, and the first time the name.
+func (f *newFile) Sync() error {
+	if err := f.File.Sync(); err != nil || f.named.Load() {
+		return err
 	}
-	defer dir.Close()
-	return f, dir.Sync()
+	for _, path := range []string{filepath.Dir(f.Name()), filepath.Dir(filepath.Dir(f.Name()))} {
+		dir, err := os.Open(path)
+		if err == nil {
+			err = errors.Join(dir.Sync(), dir.Close())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	f.named.Store(true)
+	return nil
 }
 
 // Write records one event. When it returns nil the event is in the file, and
