@@ -53,7 +53,10 @@ const (
 )
 
 // SayReady tells the supervisor that this role serves.
-func SayReady() { fmt.Println(readyLine) }
+func SayReady() {
+	fmt.Println(readyLine)
+	settleSoon()
+}
 
 // Watch starts roles and keeps them alive.
 type Watch struct {
@@ -91,6 +94,7 @@ func (w *Watch) Start(ctx context.Context, r Role) error {
 	defer late.Stop()
 	select {
 	case <-p.ready:
+		settleSoon()
 		return nil
 	case <-done:
 		return fault.New(fault.Unavailable, "cannot start: the %s ended before it served", r.Name).

@@ -21,8 +21,12 @@ import (
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
-// maxRead bounds what is taken of any one file.
-const maxRead = 1 << 20
+const (
+	// maxRead bounds what is taken of any one file.
+	maxRead = 1 << 20
+	// maxValue bounds a fact, well below what a server takes.
+	maxValue = 1 << 10
+)
 
 // source is one fact: its name, where it comes from, how it is read.
 type source struct {
@@ -65,7 +69,7 @@ func Read(root string) []wire.Fact {
 		if err != nil {
 			value = unreadable(err)
 		}
-		facts[i] = wire.Fact{Name: s.name, Value: value, Source: s.from}
+		facts[i] = wire.Fact{Name: s.name, Value: wire.Plain(value, maxValue), Source: s.from}
 	}
 	return facts
 }
@@ -126,15 +130,10 @@ func line(path string) func(string) (string, error) {
 	}
 }
 
-// clean keeps one line of printable text.
+// clean keeps one line.
 func clean(s string) string {
 	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return -1
-		}
-		return r
-	}, s)
+	return s
 }
 
 func field(path string, n int) func(string) (string, error) {
