@@ -30,6 +30,9 @@ func TestICanJump(t *testing.T) {
 		t.Fatalf("elevate gave no id: %+v", ask)
 	}
 	cleo.refused(3, "approve", ask.ID, "--yes")
+	if r := cleo.refused(3, "elevate", host, "--root", "--reason", "fix it"); !strings.Contains(r.err, "root-owns-the-server") {
+		t.Errorf("root where the server runs is not refused by its rule: %s", r.err)
+	}
 	if out := ben.ok("requests"); !strings.Contains(out, "cleo") {
 		t.Errorf("ben does not see the request:\n%s", out)
 	}
@@ -59,6 +62,38 @@ func TestICanJump(t *testing.T) {
 			t.Errorf("a locked person's command exits with %d: %s", r.code, r.err)
 		}
 	})
+	ada.ok("ledger", "verify")
+}
+
+// A session that is let through just before the grant ends is found and ended;
+// one that comes just after is refused.
+func TestARevokeThatRacesASessionLeavesNothing(t *testing.T) {
+	needRoot(t)
+	i := up(t, t.TempDir())
+	ada := i.first()
+	host := ada.hostname()
+	ben := ada.add("ben", "operator")
+	cleo := ada.add("cleo", "developer")
+	for round := range 4 {
+		mark := marker(t)
+		var ask asked
+		cleo.json(&ask, "elevate", host, "--reason", "disk full", "-o", "json")
+		ben.ok("approve", ask.ID, "--yes")
+		session := cleo.start("ssh", "--write", host, "--", "setsid sleep "+mark+" & sleep "+mark)
+		if round%2 == 1 {
+			i.until("the session to be let through", func() bool { return ben.ok("sessions", "--live", "-o", "name") != "" })
+		}
+		revoke := ben.start("revoke", ask.ID, "--reason", "enough")
+		revoke.wait()
+		session.wait()
+		if revoke.cmd.ProcessState.ExitCode() != 0 {
+			t.Errorf("revoke: exit %d:\n%s", revoke.cmd.ProcessState.ExitCode(), revoke.out)
+		}
+		i.until("the end of everything that ran under the grant", func() bool { return len(running(mark)) == 0 })
+		if out := ben.ok("sessions", "--live", "-o", "name"); out != "" {
+			t.Errorf("a session lives on: %s", out)
+		}
+	}
 	ada.ok("ledger", "verify")
 }
 

@@ -432,41 +432,6 @@ func (s *Approvals) DenyTx(tx *store.Tx, by identity.Principal, id, reason strin
 	return s.settleTx(tx, a, ActionDenied, by.ID)
 }
 
-// WithdrawTx ends a request that nobody needs any more. It only takes away, so
-// it is no error when the request has ended already.
-func (s *Approvals) WithdrawTx(tx *store.Tx, by, id, reason string) ([]ledger.Entry, error) {
-	a, err := s.GetTx(tx, id)
-	if err != nil {
-		return nil, err
-	}
-	if a.State != Requested {
-		return nil, nil
-	}
-	if a, err = Step(a, Event{To: Withdrawn, By: Voter{Person: by}, Reason: reason}, tx.Now()); err != nil {
-		return nil, err
-	}
-	_, entries, err := s.settleTx(tx, a, ActionWithdrawn, by)
-	return entries, err
-}
-
-// WithdrawAllTx ends every open request of a person: nothing is agreed to for
-// somebody who was locked.
-func (s *Approvals) WithdrawAllTx(tx *store.Tx, by, requester, reason string) ([]ledger.Entry, error) {
-	open, err := store.All[string](tx, `SELECT id FROM approvals WHERE requester = $1 AND state = $2 ORDER BY id`, requester, string(Requested))
-	if err != nil {
-		return nil, err
-	}
-	var all []ledger.Entry
-	for _, id := range open {
-		entries, err := s.WithdrawTx(tx, by, id, reason)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, entries...)
-	}
-	return all, nil
-}
-
 // settleTx saves a step and lets the kind act on its result.
 func (s *Approvals) settleTx(tx *store.Tx, a Approval, action ledger.Action, actor string) (Approval, []ledger.Entry, error) {
 	if err := s.saveTx(tx, a); err != nil {
@@ -495,89 +460,6 @@ func (s *Approvals) settleTx(tx *store.Tx, a Approval, action ledger.Action, act
 	return a, append(entries, more...), nil
 }
 
-// As what somebody signs.
-const (
-	requester = "requester"
-	approver  = "approver"
-)
-
-// verifyTx checks the evidence and keeps what a host needs to check it again:
-// signature and public key. No evidence at all is no error here: Step decides
-// whether that may be.
-func (s *Approvals) verifyTx(q store.Queryer, person, role string, hash []byte, ev Evidence) (*wire.Signature, time.Time, error) {
-	var sig *wire.Signature
-	var credential string
-	var from time.Time
-	var err error
-	switch {
-	case len(ev.DeviceSignature) > 0:
-		message := identity.ApprovalMessage(hash)
-		if role == requester {
-			message = identity.RequestMessage(hash)
-		}
-		sig = &wire.Signature{Kind: "device", Signature: ev.DeviceSignature}
-		credential, from, err = s.people.VerifyDeviceSignature(q, person, message, ev.DeviceSignature)
-	case role == requester: // a passkey signs the hash alone, and that is an approval
-	case ev.Ceremony != "" || ev.Response != "":
-		if sig, err = assertion(ev.Response); err == nil {
-			credential, from, err = s.people.VerifyPasskeyAssertion(q, person, ev.Ceremony, ev.Response, hash)
-		}
-	default:
-		return nil, time.Time{}, nil
-	}
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	sig.Person, sig.Role, sig.Credential = person, role, credential
-	sig.PublicKey, err = s.publicKey(q, person, sig)
-	return sig, from, err
-}
-
-// publicKey is the key of the credential that signed: as SSH has it for a
-// device, as PKIX for a passkey.
-func (s *Approvals) publicKey(q store.Queryer, person string, sig *wire.Signature) ([]byte, error) {
-	list, err := s.people.Credentials(q, person)
-	if err != nil {
-		return nil, err
-	}
-	for _, c := range list {
-		switch {
-		case c.ID != sig.Credential:
-		case sig.Kind == "device":
-			return c.PublicKey, nil
-		default:
-			return pkix(c.PublicKey)
-		}
-	}
-	return nil, fault.New(fault.Internal, "cannot find the key of credential %s", sig.Credential)
-}
-
-// SignTx adds the requester's own signature over the hash, which a write order
-// carries beside those of the approvers. It may come after their approval, since
-// a requester sees the hash only when everybody does.
-func (s *Approvals) SignTx(tx *store.Tx, by identity.Principal, id string, ev Evidence) (Approval, []ledger.Entry, error) {
-	a, err := s.GetTx(tx, id)
-	if err != nil {
-		return Approval{}, nil, err
-	}
-	if a.Requester != by.ID || a.State != Requested && a.State != Approved || a.Signed != nil {
-		return Approval{}, nil, fault.New(fault.Conflict, "cannot sign request %s: it is not yours, has ended, or is signed already", a.ID)
-	}
-	sig, _, err := s.verifyTx(tx, by.ID, requester, a.Hash, ev)
-	if err != nil {
-		return Approval{}, nil, err
-	}
-	if sig == nil {
-		return Approval{}, nil, fault.New(fault.Invalid, "cannot sign request %s: there is no signature", a.ID)
-	}
-	a.Signed = sig
-	a.Version++
-	if err := s.saveTx(tx, a); err != nil {
-		return Approval{}, nil, err
-	}
-	return a, []ledger.Entry{a.entry(ActionSigned, by.ID)}, nil
-}
-
 // Authority is what a write order carries: the exact request and everybody's
 // own signatures over it.
 func (a Approval) Authority() wire.Authority {
@@ -591,54 +473,6 @@ func (a Approval) Authority() wire.Authority {
 		}
 	}
 	return out
-}
-
-// NextLapse is when the next open request lapses; the zero time is never.
-func (s *Approvals) NextLapse(ctx context.Context) (time.Time, error) {
-	var next []int64
-	err := s.store.View(ctx, func(v *store.View) (err error) {
-		next, err = store.All[int64](v, `SELECT lapses FROM approvals WHERE state = $1 ORDER BY lapses LIMIT 1`, string(Requested))
-		return err
-	})
-	if err != nil || len(next) == 0 {
-		return time.Time{}, err
-	}
-	return time.UnixMicro(next[0]).UTC(), nil
-}
-
-// Lapse ends every request whose time is up, and says how many. Each is its own
-// transaction: one that cannot end must not keep the others.
-func (s *Approvals) Lapse(ctx context.Context, now time.Time) (int, error) {
-	var due []string
-	err := s.store.View(ctx, func(v *store.View) (err error) {
-		due, err = store.All[string](v, `SELECT id FROM approvals WHERE state = $1 AND lapses <= $2 ORDER BY lapses LIMIT 200`, string(Requested), now.UnixMicro())
-		return err
-	})
-	if err != nil {
-		return 0, err
-	}
-	count := 0
-	var first error
-	for _, id := range due {
-		_, err := s.store.Record(ctx, store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
-			a, err := s.GetTx(tx, id)
-			if err != nil {
-				return nil, err
-			}
-			if a, err = Step(a, Event{To: Lapsed}, tx.Now()); err != nil {
-				return nil, err
-			}
-			_, entries, err := s.settleTx(tx, a, ActionLapsed, ledger.System)
-			return entries, err
-		})
-		switch {
-		case err == nil:
-			count++
-		case fault.KindOf(err) != fault.Conflict && first == nil: // a conflict: somebody was faster
-			first = err
-		}
-	}
-	return count, first
 }
 
 // HashText is a hash as people compare it.

@@ -126,6 +126,9 @@ func hostList(targets []*v1.GrantTarget) string {
 	var names []string
 	for _, x := range targets {
 		marks := strings.Trim(x.Environment+", "+x.Scope, ", ")
+		if x.Server {
+			marks += ", the server runs there"
+		}
 		if marks != "" {
 			marks = " (" + marks + ")"
 		}

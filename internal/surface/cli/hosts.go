@@ -141,6 +141,9 @@ func (t *tool) hostView(answer *v1.GetHostResponse) view {
 	if h.GetTrial() {
 		s.put("trial", "yes: cannot be production")
 	}
+	if h.GetServer() {
+		s.toned("server", "runs on this host: root here is the whole installation", warn)
+	}
 	s.put("read", may(answer.MayRead, answer.MayReadWhy))
 	if answer.MayWrite {
 		s.put("write", "yes, by grant "+answer.Grant)

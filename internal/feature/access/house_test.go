@@ -1,0 +1,255 @@
+package access_test
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	mrand "math/rand/v2"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/mod/sumdb/note"
+
+	"handrail.dev/handrail/internal/feature/access"
+	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/doorway"
+	"handrail.dev/handrail/internal/foundation/identity"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/policy"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/target"
+)
+
+// plainKeys seals nothing: what is tested here is not secrecy.
+type plainKeys struct{}
+
+func (plainKeys) Seal(_ string, plain, _ []byte) ([]byte, error)  { return plain, nil }
+func (plainKeys) Open(_ string, sealed, _ []byte) ([]byte, error) { return sealed, nil }
+func (plainKeys) Destroy(string) error                            { return nil }
+
+// sessions remembers which grants' sessions were ended, and why.
+type sessions struct {
+	mu    sync.Mutex
+	ended map[string]string
+	done  chan string
+}
+
+func (s *sessions) EndByGrant(_ context.Context, grant, why string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended[grant] == "" {
+		s.ended[grant] = why
+		select {
+		case s.done <- grant:
+		default:
+		}
+		return 1
+	}
+	return 0
+}
+
+func (s *sessions) why(grant string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ended[grant]
+}
+
+// house is an installation with hosts, people and their device keys.
+type house struct {
+	t         *testing.T
+	dir       string
+	store     *store.Store
+	people    *identity.People
+	hosts     *target.Hosts
+	policy    *policy.Force
+	approvals *approval.Approvals
+	access    *access.Access
+	sessions  *sessions
+	keys      map[string]ssh.Signer
+	signer    note.Signer
+	verifier  note.Verifier
+}
+
+func fatal(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// build makes an installation whose policy is the default with some texts
+// replaced in its settings.
+func build(t *testing.T, replace ...string) *house {
+	t.Helper()
+	private, public, err := note.GenerateKey(rand.Reader, "test.example")
+	fatal(t, err)
+	h := &house{t: t, dir: t.TempDir(), keys: map[string]ssh.Signer{}}
+	h.signer, err = note.NewSigner(private)
+	fatal(t, err)
+	h.verifier, err = note.NewVerifier(public)
+	fatal(t, err)
+	h.start()
+	t.Cleanup(func() { _ = h.store.Close() })
+	set := policy.Default()
+	for i := range set.Files {
+		set.Files[i].Text = strings.NewReplacer(replace...).Replace(set.Files[i].Text)
+	}
+	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, e, err := h.policy.ApplyTx(tx, "system", set, 0)
+		return []ledger.Entry{e}, err
+	})
+	for _, host := range []target.Host{{Name: "gate-1", Environment: "dev", Server: true}, {Name: "web-1", Environment: "production"}, {Name: "web-2", Environment: "staging"}, {Name: "pay-1", Environment: "production", Scope: "pci"}} {
+		h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+			e, err := h.hosts.AddTx(tx, host)
+			return []ledger.Entry{e}, err
+		})
+	}
+	return h
+}
+
+// start opens the store and wires what stands on it; called again, it is a
+// restart.
+func (h *house) start() {
+	h.t.Helper()
+	migrations := slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema())
+	dsn := os.Getenv("HANDRAIL_TEST_DSN") // an empty PostgreSQL database, for one test at a time
+	if dsn == "" {
+		dsn = "sqlite:" + h.dir
+	}
+	s, err := store.Open(h.t.Context(), store.Config{
+		DSN: dsn, Spool: h.dir, Origin: "test.example", Signer: h.signer, Verifier: h.verifier, Seals: plainKeys{},
+		Bootstrap: func() bool { return false }, Migrations: migrations,
+		Unspool: func(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
+			entries, _, err := h.access.Unspool(tx, e)
+			return entries, err
+		},
+	})
+	fatal(h.t, err)
+	h.store, h.people, h.hosts, h.policy = s, identity.New(identity.Deps{Store: s}), target.NewHosts(s), policy.NewForce(s)
+	h.approvals = approval.New(approval.Deps{Store: s, People: h.people, Kinds: access.Kinds(h.hosts)})
+	h.sessions = &sessions{ended: map[string]string{}, done: make(chan string, 100)}
+	door := doorway.New(doorway.Deps{Store: s, People: h.people, Hosts: h.hosts, Policy: h.policy, Grants: access.Standing{}})
+	h.access = access.New(access.Deps{Store: s, Door: door, Approvals: h.approvals, Policy: h.policy, Hosts: h.hosts, People: h.people, Sessions: h.sessions})
+}
+
+func (h *house) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
+	h.t.Helper()
+	_, err := h.store.Record(h.t.Context(), store.NewID('x'), fn)
+	fatal(h.t, err)
+}
+
+// person adds somebody with a device key that is old enough to approve.
+func (h *house) person(name string, groups ...string) context.Context {
+	h.t.Helper()
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	fatal(h.t, err)
+	signer, err := ssh.NewSignerFromKey(private)
+	fatal(h.t, err)
+	var p identity.Person
+	h.record(func(tx *store.Tx) (entries []ledger.Entry, err error) {
+		if p, entries, err = h.people.AddTx(tx, identity.Principal{ID: "system"}, name, groups); err != nil {
+			return nil, err
+		}
+		_, err = tx.Exec(`INSERT INTO devices (id, person, name, public_key, fingerprint, created, may_approve_from, revoked, version) VALUES ($1, $2, 'laptop', $3, $4, 1, 1, 0, 1)`,
+			store.NewID('d'), p.ID, signer.PublicKey().Marshal(), ssh.FingerprintSHA256(signer.PublicKey()))
+		return entries, err
+	})
+	h.keys[p.ID] = signer
+	return identity.WithPrincipal(h.t.Context(), identity.Principal{ID: p.ID, Name: p.Name, Kind: identity.KindPerson, Groups: p.Groups, Epoch: p.Epoch})
+}
+
+func id(ctx context.Context) string {
+	p, _ := identity.FromContext(ctx)
+	return p.ID
+}
+
+// sign makes the device signature of whoever acts in ctx.
+func (h *house) sign(ctx context.Context, hash []byte) approval.Evidence {
+	h.t.Helper()
+	sig, err := h.keys[id(ctx)].Sign(rand.Reader, identity.ApprovalMessage(hash))
+	fatal(h.t, err)
+	return approval.Evidence{DeviceSignature: ssh.Marshal(sig)}
+}
+
+// stand makes the signature with which whoever acts in ctx stands by a request
+// of their own.
+func (h *house) stand(ctx context.Context, hash []byte) approval.Evidence {
+	h.t.Helper()
+	sig, err := h.keys[id(ctx)].Sign(rand.Reader, identity.RequestMessage(hash))
+	fatal(h.t, err)
+	return approval.Evidence{DeviceSignature: ssh.Marshal(sig)}
+}
+
+func (h *house) approve(ctx context.Context, a approval.Approval) (approval.Approval, error) {
+	return h.access.Approve(ctx, a.ID, a.Hash, h.sign(ctx, a.Hash))
+}
+
+func (h *house) active(ctx context.Context, host string) (force doorway.GrantInForce, ok bool) {
+	h.t.Helper()
+	at, err := h.hosts.Get(h.t.Context(), host)
+	fatal(h.t, err)
+	fatal(h.t, h.store.View(h.t.Context(), func(v *store.View) (err error) {
+		force, ok, err = access.Standing{}.Active(v, id(ctx), at.ID, time.Now())
+		return err
+	}))
+	return force, ok
+}
+
+// run starts Run and returns a function that stops it.
+func (h *house) run() (stop func()) {
+	ctx, cancel := context.WithCancel(h.t.Context())
+	finished := make(chan error, 1)
+	go func() { finished <- h.access.Run(ctx) }()
+	return func() {
+		cancel()
+		fatal(h.t, <-finished)
+	}
+}
+
+// ended waits until the sessions of a grant are ended.
+func (h *house) ended(grant string) string {
+	h.t.Helper()
+	late := time.After(20 * time.Second)
+	for h.sessions.why(grant) == "" {
+		select {
+		case <-h.sessions.done:
+		case <-late:
+			h.t.Fatalf("the sessions of %s are not ended", grant)
+		}
+	}
+	return h.sessions.why(grant)
+}
+
+// folds checks that the ledger alone gives the table of grants.
+func (h *house) folds() {
+	h.t.Helper()
+	var all []ledger.Recorded
+	for after := int64(-1); ; {
+		page, err := h.store.Entries(h.t.Context(), store.EntryQuery{After: after, Limit: 1000})
+		fatal(h.t, err)
+		if len(page) == 0 {
+			break
+		}
+		all, after = append(all, page...), page[len(page)-1].Seq
+	}
+	mrand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	folded, err := access.Fold(all)
+	fatal(h.t, err)
+	auditor := h.person("auditor-"+store.NewID('x')[2:], "auditor")
+	rows, err := h.access.List(auditor, false, false)
+	fatal(h.t, err)
+	if len(rows) != len(folded) {
+		h.t.Errorf("%d grants in the table, %d in the ledger", len(rows), len(folded))
+	}
+	for _, g := range rows {
+		if !reflect.DeepEqual(g, folded[g.ID]) {
+			h.t.Errorf("the ledger folds to\n%+v, the table has\n%+v", folded[g.ID], g)
+		}
+	}
+}
