@@ -171,7 +171,7 @@ func (b *bus) lease(ctx context.Context) error {
 // withProof does what may need a consistency proof, and gets it. What the
 // warden has seen may move on in between, so that it may ask again.
 func (b *bus) withProof(ctx context.Context, do func(from int64, proof []tlog.Hash) error) error {
-	const tries = 8
+	const tries = 64 // what the warden knows moves on with every order that is faster
 	err := do(0, nil)
 	for range tries {
 		var need *warden.Need

@@ -160,17 +160,20 @@ func (j *judge) extend(tree tlog.Tree, signed []byte, from int64, proof []tlog.H
 			return refuse(RuleFork, "cannot accept checkpoint at %d: another one of that size was seen here", tree.N)
 		}
 	}
-	var err error
+	base, err := j.last, error(nil)
+	if tree.N < from { // the last one may have moved on since the proof was asked for
+		base = j.knownAt(from)
+	}
 	switch {
-	case tree.N == j.last.N:
-		err = ledger.CheckConsistency(nil, j.last, tree)
-	case j.last.N == 0:
-	case from != j.last.N:
+	case tree.N == base.N:
+		err = ledger.CheckConsistency(nil, base, tree)
+	case base.N == 0:
+	case from != base.N:
 		return &needProof{min(tree.N, j.last.N), max(tree.N, j.last.N), j.last.N}
-	case tree.N > j.last.N:
-		err = ledger.CheckConsistency(proof, j.last, tree)
+	case tree.N > base.N:
+		err = ledger.CheckConsistency(proof, base, tree)
 	default:
-		err = ledger.CheckConsistency(proof, tree, j.last)
+		err = ledger.CheckConsistency(proof, tree, base)
 	}
 	if err != nil {
 		return refuse(RuleFork, "cannot accept checkpoint at %d: it is not of the log that was seen here up to %d", tree.N, j.last.N)
@@ -183,6 +186,17 @@ func (j *judge) extend(tree tlog.Tree, signed []byte, from int64, proof []tlog.H
 		j.last, j.note = tree, signed
 	}
 	return nil
+}
+
+// knownAt is the tree of that size that was seen here, else the last one. All
+// of them are parts of the last one, and so is every part of theirs.
+func (j *judge) knownAt(size int64) tlog.Tree {
+	for _, k := range j.known {
+		if k.N == size {
+			return k
+		}
+	}
+	return j.last
 }
 
 // ask makes a lease request and remembers its nonce and boot time.

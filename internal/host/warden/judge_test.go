@@ -423,6 +423,32 @@ func TestAProofThatWasOvertakenIsAskedForAnew(t *testing.T) {
 	}
 }
 
+// Where many sessions start at once the last tree moves on all the time. A
+// proof that an older tree is part of one that was known is as good.
+func TestAnOlderTreeIsProvenAgainstAnyTreeThatIsKnown(t *testing.T) {
+	l, n := ready(t, hostPolicy{})
+	order := l.sign(l.entry(l.payload(0), nil)) // at 6
+	for range 3 {                               // at 7, 8, 9
+		if _, err := n.order(l.envelope(n.judge, l.sign(l.entry(l.payload(0), nil)))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var asked *needProof
+	if _, err := n.order(wire.Envelope{Order: order, From: 5, Consistency: l.consistency(5, 6)}); !errors.As(err, &asked) || asked.at != 9 {
+		t.Fatalf("a tree that is newer than a known one proves nothing about the last: %v", err)
+	}
+	for from, proof := range map[int64][]tlog.Hash{8: l.consistency(6, 9), 7: nil} {
+		_, err := n.order(wire.Envelope{Order: order, From: from, Consistency: proof})
+		wantRule(t, err, RuleFork)
+	}
+	if _, err := n.order(wire.Envelope{Order: order, From: 8, Consistency: l.consistency(6, 8)}); err != nil {
+		t.Fatal(err)
+	}
+	if n.size() != 9 {
+		t.Errorf("the node went back from 9 to %d", n.size())
+	}
+}
+
 func TestWithoutAFreshLeaseNothingStarts(t *testing.T) {
 	l, n := ready(t, hostPolicy{})
 	n.now = leaseFresh + time.Millisecond
