@@ -71,6 +71,9 @@ func (s *sessions) start(ctx context.Context, a accepted) (wire.SessionAnswer, *
 	if l.uid != 0 {
 		defer func() { go s.uids.prepare() }()
 	}
+	if a.Session.Level == wire.LevelWrite && (a.Session.Root || a.Session.Sudo) {
+		l.power = &powerful{Session: l.id, before: lookAtPlaces()}
+	}
 	spec, err := s.specOf(a, l)
 	var h *keeper.Handle
 	var f *os.File
@@ -116,9 +119,6 @@ func (s *sessions) reserve(a accepted) (*live, error) {
 		return nil, fault.New(fault.Exhausted, "cannot start session %s: %d sessions run on this host", id, len(s.live))
 	}
 	l := &live{id: id, person: a.Session.Person, epochs: a.Epochs.Person, deadline: a.deadline}
-	if a.Session.Level == wire.LevelWrite && (a.Session.Root || a.Session.Sudo) {
-		l.power = &powerful{Session: id, before: lookAtPlaces()}
-	}
 	if s.mode == sandbox.RootMode {
 		l.cgroup = s.prefix + id
 		if a.Session.Level == wire.LevelRead {
