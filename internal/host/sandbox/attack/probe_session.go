@@ -3,6 +3,7 @@ package attack
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 
@@ -96,6 +97,13 @@ func sessionProbes() []probe {
 				return err
 			}
 			return unix.Connect(fd, &unix.SockaddrUnix{Name: s.Peer.Named})
+		}},
+		{name: "session-uncover", what: "Uncover the host's terminals or the folder under the home.", run: func(s *scene) error {
+			cmd := exec.Command("unshare", "-Urm", "sh", "-c", "umount -l "+s.Peer.Home+" || umount -l /dev/pts")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return fmt.Errorf("%w: %.80s", err, out)
+			}
+			return nil
 		}},
 		{name: "session-home", what: "Find what it left in the home of the account.", run: func(s *scene) error {
 			b, err := os.ReadFile(s.Peer.Home + "/" + plantedName)
