@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,7 +61,11 @@ func (s *site) showPolicy(v *visit) error {
 type entryFilter struct {
 	Action, Person, Target, Session string
 	Before                          uint64
+	Each                            bool // upkeep too is a line each
 }
+
+// folds says whether runs of upkeep are one line: not for who asks for them.
+func (e entryFilter) folds() bool { return !e.Each && e.Action == "" && e.Session == "" }
 
 // older is the address of the entries before these.
 func (e entryFilter) older(before uint64) string {
@@ -78,19 +83,69 @@ func (s *site) showLedger(v *visit) error {
 	in := v.r.URL.Query()
 	e := entryFilter{Action: in.Get("action"), Person: in.Get("person"), Target: in.Get("target"), Session: in.Get("session")}
 	e.Before, _ = strconv.ParseUint(in.Get("before"), 10, 64)
-	got, err := s.ledger.List(v.ctx, &v1.ListEntriesRequest{
-		Before: e.Before, Limit: 100, Action: e.Action, Person: e.Person, Target: e.Target, Session: e.Session,
-	})
+	e.Each = in.Get("each") != ""
+	entries, more, err := s.entries(v, e)
 	wrong := ""
 	if err != nil {
 		if k := faultOf(err).Kind; k != fault.Invalid && k != fault.NotFound {
 			return err
 		}
-		wrong, got = faultOf(err).Text, &v1.ListEntriesResponse{}
+		wrong = faultOf(err).Text
 	}
 	f := v.frame("Ledger", "ledger")
 	f.Script = "ledger.js"
-	return v.show(f, ledgerPage(f, got, e, wrong))
+	return v.show(f, ledgerPage(f, ledgerLines(entries, e.folds()), e, more, wrong))
+}
+
+// entries fetches until there is something to read: a long session leaves
+// hundreds of pieces of its recording between two lines for people.
+func (s *site) entries(v *visit, e entryFilter) (all []*v1.Entry, more bool, err error) {
+	const page, pagesMax, enough = 100, 6, 30
+	for range pagesMax {
+		got, err := s.ledger.List(v.ctx, &v1.ListEntriesRequest{
+			Before: e.Before, Limit: page, Action: e.Action, Person: e.Person, Target: e.Target, Session: e.Session,
+		})
+		if err != nil {
+			return nil, false, err
+		}
+		all = append(all, got.Entries...)
+		if len(got.Entries) < page || all[len(all)-1].Number == 0 {
+			return all, false, nil
+		}
+		if e.Before = all[len(all)-1].Number; len(ledgerLines(all, e.folds())) >= enough {
+			break
+		}
+	}
+	return all, true, nil
+}
+
+// upkeep is what machines record of their own work, many a minute.
+var upkeep = []string{"recording.chunks", "recording.started", "recording.closed", "node.reported"}
+
+// ledgerLine is one line of the page: an entry, or a run of upkeep.
+type ledgerLine struct {
+	*v1.Entry          // the newest
+	First     uint64   // the number of the oldest
+	Run       int      // how many entries
+	Actions   []string // of the run
+}
+
+// ledgerLines makes one line of each run of upkeep that went well. Nothing is
+// left out: the line says how many there are, and leads to them.
+func ledgerLines(entries []*v1.Entry, fold bool) []ledgerLine {
+	var lines []ledgerLine
+	quiet := func(x *v1.Entry) bool { return fold && x.Outcome == "ok" && slices.Contains(upkeep, x.Action) }
+	for _, x := range entries {
+		if n := len(lines) - 1; n >= 0 && quiet(x) && quiet(lines[n].Entry) {
+			lines[n].First, lines[n].Run = x.Number, lines[n].Run+1
+			if !slices.Contains(lines[n].Actions, x.Action) {
+				lines[n].Actions = append(lines[n].Actions, x.Action)
+			}
+			continue
+		}
+		lines = append(lines, ledgerLine{x, x.Number, 1, []string{x.Action}})
+	}
+	return lines
 }
 
 // entryView is one entry with its proof.

@@ -93,6 +93,17 @@ func (v *visit) back() string {
 	return "/"
 }
 
+// hostToAsk is the host that a hint would ask for write on: the same can be done
+// on its page.
+func hostToAsk(hint string) string {
+	rest, ok := strings.CutPrefix(hint, "handrail elevate ")
+	host, _, _ := strings.Cut(rest, " ")
+	if !ok || strings.HasPrefix(host, "-") || host == "HOST" {
+		return ""
+	}
+	return host
+}
+
 func troubleTitle(k fault.Kind) string {
 	switch k {
 	case fault.Invalid:

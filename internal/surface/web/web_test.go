@@ -202,7 +202,7 @@ func TestARefusalSaysWhatWhyAndWhatNext(t *testing.T) {
 	if resp.StatusCode != http.StatusForbidden {
 		t.Errorf("status %s", resp.Status)
 	}
-	for _, want := range []string{"no grant of yours is in force", "write-with-a-grant", "handrail elevate web-1", "/ledger/12"} {
+	for _, want := range []string{"no grant of yours is in force", "write-with-a-grant", `href="/hosts/web-1#elevate"`, "handrail elevate web-1", "/ledger/12"} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the page does not say %q", want)
 		}
@@ -255,6 +255,20 @@ func TestWhoMayNotDecideIsNotAskedForAPasskey(t *testing.T) {
 	resp, body = open(t, fake.Busy, "grace").post("/approvals/a-6y1u8i4o/sign", nil)
 	if resp.StatusCode != http.StatusOK || !strings.Contains(body, "challenge") {
 		t.Errorf("who may decide: %s", resp.Status)
+	}
+}
+
+func TestUpkeepIsOneLineThatSaysHowMuch(t *testing.T) {
+	b := open(t, fake.Busy, "ada")
+	b.api.Keep(500)
+	_, body := b.get("/ledger")
+	if !strings.Contains(body, "500 entries of upkeep") || strings.Count(body, "<tr") < 40 || !strings.Contains(body, `/ledger?each=1&amp;before=635"`) {
+		t.Errorf("upkeep hides what people did: %d lines", strings.Count(body, "<tr"))
+	}
+	for _, all := range []string{"/ledger?each=1", "/ledger?action=recording.chunks"} {
+		if _, body := b.get(all); strings.Count(body, "<tr") != 101 || strings.Contains(body, "of upkeep") {
+			t.Errorf("%s shows %d lines", all, strings.Count(body, "<tr"))
+		}
 	}
 }
 
