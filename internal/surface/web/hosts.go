@@ -93,7 +93,7 @@ func (s *site) openSession(v *visit) error {
 	})
 	if err != nil {
 		f := faultOf(err)
-		if f.Hint == "" && lvl == "write" {
+		if f.Hint == "" && lvl == "write" && f.Kind == fault.Denied {
 			f.Hint = fmt.Sprintf("handrail elevate %s --reason \"…\" --for 30m", v.r.PathValue("host"))
 		}
 		return f
