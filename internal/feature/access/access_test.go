@@ -390,16 +390,12 @@ func TestALockEndsGrantsAtOnce(t *testing.T) {
 	fatal(t, err)
 	_, err = h.approve(bob, asked.Approval)
 	fatal(t, err)
-	start := time.Now()
 	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		_, e, err := h.people.LockTx(tx, id(bob), id(ada), "gone rogue")
 		return e, err
 	})
 	if why := h.ended(asked.Grant.ID); why != access.Locked {
 		t.Errorf("ended %s", why)
-	}
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("it took %v: the lock did not wake anybody", took)
 	}
 	stop()
 	// And within the locking transaction, where that is asked for.

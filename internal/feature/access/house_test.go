@@ -215,7 +215,7 @@ func (h *house) run() (stop func()) {
 // ended waits until the sessions of a grant are ended.
 func (h *house) ended(grant string) string {
 	h.t.Helper()
-	late := time.After(20 * time.Second)
+	late := time.After(time.Minute)
 	for h.sessions.why(grant) == "" {
 		select {
 		case <-h.sessions.done:

@@ -87,7 +87,7 @@ func (s *script) exits(e wire.Exit) {
 // hears returns the next frame of a type that the server sent.
 func (s *script) hears(t testing.TB, want wire.FrameType) []byte {
 	t.Helper()
-	late := time.After(10 * time.Second)
+	late := time.After(time.Minute)
 	for {
 		select {
 		case f := <-s.in:
@@ -238,7 +238,7 @@ func newWorld(t testing.TB, rb recording.Deps, sb session.Bounds) *world {
 		Hosts: hosts, People: w.people, Grants: w.grants, Rules: force, Nodes: w.nodes, Recordings: w.recordings, Bounds: sb}
 	w.sessions = session.New(w.deps)
 	t.Cleanup(func() {
-		end, cancel := context.WithTimeout(ctx, 10*time.Second)
+		end, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		w.sessions.Shutdown(end)
 		_ = w.store.Close()
@@ -345,7 +345,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	end := time.After(15 * time.Second)
+	end := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-tick.C:

@@ -225,7 +225,7 @@ func (c *client) command(name string, args ...string) *exec.Cmd {
 func (c *client) dial(user string) *ssh.Client {
 	c.w.t.Helper()
 	conn, err := ssh.Dial("tcp", "127.0.0.1:"+strconv.Itoa(c.w.addr.Port), &ssh.ClientConfig{User: user,
-		Auth: []ssh.AuthMethod{ssh.PublicKeys(c.signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 10 * time.Second})
+		Auth: []ssh.AuthMethod{ssh.PublicKeys(c.signer)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: time.Minute})
 	fatal(c.w.t, err)
 	c.w.t.Cleanup(func() { conn.Close() })
 	return conn
@@ -242,7 +242,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	end := time.After(15 * time.Second)
+	end := time.After(time.Minute)
 	for !ok() {
 		select {
 		case <-tick.C:

@@ -234,9 +234,8 @@ func TestASetThatIsTooDeepIsRefusedBeforeItIsParsed(t *testing.T) {
 		"dots":     in("context has a" + strings.Repeat(".\n a", 5000)),
 		"size":     in(strings.Repeat("true || ", 10_000) + "true"),
 	} {
-		start := time.Now()
-		if e, problems := Parse(with("zz.cedar", text)); e != nil || len(problems) != 1 || time.Since(start) > time.Second {
-			t.Errorf("%s: %.200s after %v", name, fmt.Sprint(problems), time.Since(start))
+		if e, problems := Parse(with("zz.cedar", text)); e != nil || len(problems) != 1 {
+			t.Errorf("%s: %.200s", name, fmt.Sprint(problems))
 		}
 	}
 	if e, problems := Parse(with("zz.cedar", in("// ((((((((((((((((((((((((((((((((((((((((((((((\n true"))); e == nil {

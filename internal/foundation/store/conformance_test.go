@@ -255,7 +255,7 @@ func TestATreeOfManyTilesIsTheSameAfterReopening(t *testing.T) {
 func TestAFollowerSeesEveryEntryInOrder(t *testing.T) {
 	onBoth(t, func(t *testing.T, c Config) {
 		s := mustOpen(t, c)
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		done := make(chan error, 1)
 		next := int64(0)
@@ -392,7 +392,7 @@ func TestTheLedgersTablesRefuseUpdateAndDelete(t *testing.T) {
 func TestNestingIsRefused(t *testing.T) {
 	onBoth(t, func(t *testing.T, c Config) {
 		s := mustOpen(t, c)
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		var inner error
 		_, err := s.Record(ctx, "outer", func(tx *Tx) ([]ledger.Entry, error) {

@@ -569,7 +569,7 @@ func TestABrakeComesThroughAndIsAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	m, err := f.nc.Request(wire.FleetSubject(wire.DownBrake), signed, 5*time.Second)
+	m, err := f.nc.Request(wire.FleetSubject(wire.DownBrake), signed, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func inGroup(t testing.TB, l Limits, script string) (*Cgroup, *Child) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		_, _ = cg.Kill(ctx)
 		_, _ = c.Wait()
@@ -85,7 +85,7 @@ func TestKillWithoutTheWholeKillLeavesNobodyEither(t *testing.T) {
 	needRoot(t)
 	cg := fled(t)
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	n, err := cg.kill(ctx, true)
 	if err != nil || n < 120 {
@@ -97,7 +97,7 @@ func TestKillWithoutTheWholeKillLeavesNobodyEither(t *testing.T) {
 func TestAFrozenSessionStandsStillAndCanBeKilled(t *testing.T) {
 	needRoot(t)
 	cg, _ := inGroup(t, Limits{}, "while :; do :; done & sleep 0.01")
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := cg.Freeze(ctx); err != nil {
 		t.Fatal(err)

@@ -42,7 +42,7 @@ func (s *terminal) say(line string) {
 // until reads up to the mark.
 func (s *terminal) until(mark string) string {
 	s.t.Helper()
-	_ = s.PTY.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = s.PTY.SetReadDeadline(time.Now().Add(time.Minute))
 	var b bytes.Buffer
 	for !strings.Contains(b.String(), mark) {
 		c, err := s.r.ReadByte()
@@ -116,7 +116,7 @@ func waitFor(t *testing.T, told chan Refusal) Refusal {
 	select {
 	case r := <-told:
 		return r
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("nothing was told")
 		return Refusal{}
 	}

@@ -106,10 +106,10 @@ func (b *bench) up() {
 
 func (b *bench) eventually(what string, ok func() bool) {
 	b.t.Helper()
-	end := time.Now().Add(10 * time.Second)
+	end := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(end) {
-			b.t.Fatalf("after 10 s it is still not so that %s", what)
+			b.t.Fatalf("after a minute it is still not so that %s", what)
 		}
 		<-time.After(5 * time.Millisecond)
 	}
@@ -288,7 +288,7 @@ func (s *stream) read() {
 // until waits for a condition on what has arrived.
 func (s *stream) until(what string, ok func() bool) {
 	s.t.Helper()
-	end := time.After(15 * time.Second)
+	end := time.After(time.Minute)
 	for {
 		s.mu.Lock()
 		now := ok()

@@ -176,16 +176,28 @@ func hold(dir string) (*os.File, error) {
 // within is the path of a held folder.
 func within(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
+// lockPatience is how long the lock of a warden that was killed may stay with a
+// child that it had just forked and that has not become a keeper yet.
+const lockPatience = 3 * time.Second
+
 func lock(dir string) (func(), error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fault.New(fault.Conflict, "cannot start the warden: another one runs on %s", dir)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(lockPatience); ; {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			return func() { f.Close() }, nil
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			f.Close()
+			return nil, fault.New(fault.Conflict, "cannot start the warden: another one runs on %s", dir)
+		}
 	}
-	return func() { f.Close() }, nil
 }
 
 func listen(c Config) (*net.UnixListener, error) {

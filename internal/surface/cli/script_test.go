@@ -93,7 +93,7 @@ var scriptVerbs = map[string]func(ts *testscript.TestScript, neg bool, args []st
 	// await-request ID: until somebody has asked for it.
 	"await-request": func(ts *testscript.TestScript, _ bool, args []string) {
 		f := ts.Value("fake").(*fake)
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		for {
 			_, changed := f.wait(ctx)

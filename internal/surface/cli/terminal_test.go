@@ -92,7 +92,7 @@ func (w *window) text() string {
 // await waits for a text on the screen, behind what was awaited before.
 func (w *window) await(text string) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for {
 		w.mu.Lock()
@@ -126,7 +126,7 @@ func (w *window) exits() int {
 	select {
 	case <-w.ended:
 		return w.cmd.ProcessState.ExitCode()
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		w.t.Fatalf("handrail does not end; the screen:\n%q", w.text())
 		return -1
 	}

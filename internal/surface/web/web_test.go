@@ -303,7 +303,7 @@ func TestReplayRelaysTheRecordingAndItsEnd(t *testing.T) {
 
 func TestEventsAreRelayedAndEndWithTheVisitor(t *testing.T) {
 	b := open(t, fake.Busy, "ada")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, b.base+"/events", nil)
 	if err != nil {
