@@ -229,8 +229,10 @@ func crowd(t *testing.T, h *house, ask func() access.Asked, acts func(access.Ask
 	h.folds()
 }
 
-func TestApproveDenyAndGiveUpAtOnceHaveOneOutcome(t *testing.T) {
-	h := build(t)
+func TestApproveDenyAndGiveUpAtOnceHaveOneOutcome(t *testing.T) { onBoth(t, approveDenyAndGiveUp) }
+
+func approveDenyAndGiveUp(t *testing.T, dsn string) {
+	h := buildOn(t, dsn)
 	ada := h.person("ada")
 	var ops []context.Context
 	for i := range 4 {
@@ -265,8 +267,10 @@ func TestApproveDenyAndGiveUpAtOnceHaveOneOutcome(t *testing.T) {
 	})
 }
 
-func TestRatifyDenyAndEndAtOnceHaveOneOutcome(t *testing.T) {
-	h := build(t)
+func TestRatifyDenyAndEndAtOnceHaveOneOutcome(t *testing.T) { onBoth(t, ratifyDenyAndEnd) }
+
+func ratifyDenyAndEnd(t *testing.T, dsn string) {
+	h := buildOn(t, dsn)
 	ada, bob, carl, dora := h.person("ada"), h.person("bob", "operator"), h.person("carl", "operator"), h.person("dora", "operator")
 	defer h.run()()
 	crowd(t, h, func() access.Asked {

@@ -24,6 +24,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/test/postgres"
 )
 
 // plainKeys seals nothing: what is tested here is not secrecy.
@@ -64,6 +65,7 @@ func (s *sessions) why(grant string) string {
 type house struct {
 	t         *testing.T
 	dir       string
+	dsn       string
 	store     *store.Store
 	people    *identity.People
 	hosts     *target.Hosts
@@ -87,9 +89,32 @@ func fatal(t *testing.T, err error) {
 // replaced in its settings.
 func build(t *testing.T, replace ...string) *house {
 	t.Helper()
+	return buildOn(t, os.Getenv("HANDRAIL_TEST_DSN"), replace...) // an empty PostgreSQL database, for one test at a time
+}
+
+// cluster is set once, before any test runs.
+var cluster *postgres.Cluster
+
+func TestMain(m *testing.M) {
+	cluster = postgres.Start()
+	code := m.Run()
+	cluster.Stop()
+	os.Exit(code)
+}
+
+// onBoth runs a test on SQLite, where one writes at a time, and on PostgreSQL,
+// where many do.
+func onBoth(t *testing.T, test func(t *testing.T, dsn string)) {
+	t.Run("sqlite", func(t *testing.T) { test(t, "") })
+	t.Run("postgres", func(t *testing.T) { test(t, cluster.Database(t)) })
+}
+
+// buildOn is build on a database; "" is SQLite.
+func buildOn(t *testing.T, dsn string, replace ...string) *house {
+	t.Helper()
 	private, public, err := note.GenerateKey(rand.Reader, "test.example")
 	fatal(t, err)
-	h := &house{t: t, dir: t.TempDir(), keys: map[string]ssh.Signer{}}
+	h := &house{t: t, dsn: dsn, dir: t.TempDir(), keys: map[string]ssh.Signer{}}
 	h.signer, err = note.NewSigner(private)
 	fatal(t, err)
 	h.verifier, err = note.NewVerifier(public)
@@ -118,7 +143,7 @@ func build(t *testing.T, replace ...string) *house {
 func (h *house) start() {
 	h.t.Helper()
 	migrations := slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema())
-	dsn := os.Getenv("HANDRAIL_TEST_DSN") // an empty PostgreSQL database, for one test at a time
+	dsn := h.dsn
 	if dsn == "" {
 		dsn = "sqlite:" + h.dir
 	}
