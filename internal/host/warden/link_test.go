@@ -271,3 +271,34 @@ func TestConnectionsThatAreHeldAreBounded(t *testing.T) {
 	})
 	b.serves(live)
 }
+
+func TestAWardenOutOfDescriptorsKeepsItsSessions(t *testing.T) {
+	b := newBench(t)
+	cmd := b.apart()
+	live, _ := b.open(execSpec("while read x; do echo got $x; done"))
+	b.serves(live)
+	pid := cmd.Process.Pid
+	var usual unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &usual); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 0, Max: usual.Max}, nil); err != nil {
+		t.Fatal(err)
+	}
+	waits := b.knock()
+	body, _ := json.Marshal(message{Op: opHello})
+	if _, err := waits.Write(frame(uint32(len(body)), string(body))); err != nil {
+		t.Fatal(err)
+	}
+	live.enter("still\n")
+	live.sees("got still")
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, &usual, nil); err != nil {
+		t.Fatal(err)
+	}
+	var r reply
+	_ = waits.SetReadDeadline(time.Now().Add(time.Minute))
+	if _, err := receive(waits, &r, false, 0); err != nil || r.Status == nil {
+		t.Errorf("who came meanwhile is not served: %+v %v", r, err)
+	}
+	b.serves(live)
+}
