@@ -85,9 +85,13 @@ func bannerOf(spec Spec, left time.Duration) string {
 	return b.String()
 }
 
+// timeLeft is counted by the shell itself, where it knows the time (bash 5):
+// whole hours from two on, else minutes. The letter is cut out of a variable
+// that the session starts with, since arithmetic has none.
+const timeLeft = `${EPOCHSECONDS:+$(((HANDRAIL_ENDS-EPOCHSECONDS)<7200?(HANDRAIL_ENDS-EPOCHSECONDS)/60:(HANDRAIL_ENDS-EPOCHSECONDS+1800)/3600))${HANDRAIL_UNITS:(HANDRAIL_ENDS-EPOCHSECONDS)>=7200:1} }`
+
 // PromptOf is the shell prompt: environment (or the policy's own word for it),
-// level, minutes left. The shell counts the minutes itself, where it knows the
-// time (bash 5).
+// level, time left.
 func PromptOf(s wire.SessionSpec) string {
 	label := word(strings.TrimSpace(s.Prompt))
 	if label == "" {
@@ -101,8 +105,8 @@ func PromptOf(s wire.SessionSpec) string {
 			end = "# "
 		}
 	}
-	return fmt.Sprintf(`\[%s\] %s \[%s\] %s ${EPOCHSECONDS:+$(((HANDRAIL_ENDS-EPOCHSECONDS)/60))m }%s@%s:\w%s`,
-		colourOf(s.Environment), label, plain, level, word(s.PersonName), word(s.HostName), end)
+	return fmt.Sprintf(`\[%s\] %s \[%s\] %s %s%s@%s:\w%s`,
+		colourOf(s.Environment), label, plain, level, timeLeft, word(s.PersonName), word(s.HostName), end)
 }
 
 // word keeps what cannot mean anything to a shell or a terminal.

@@ -1,7 +1,9 @@
 package keeper
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -30,9 +32,22 @@ func TestTheBannerSaysWhereHowAndHowLong(t *testing.T) {
 
 func TestNothingInAPromptIsRunByTheShell(t *testing.T) {
 	p := PromptOf(wire.SessionSpec{Prompt: "$(reboot)`reboot`", HostName: "web;$(x)", PersonName: "a`b`", Level: wire.LevelRead})
-	p = strings.ReplaceAll(p, "$(((HANDRAIL_ENDS-EPOCHSECONDS)/60))", "")
+	p = strings.ReplaceAll(p, timeLeft, "")
 	if strings.Contains(p, "$(") || strings.Contains(p, "`") {
 		t.Fatalf("the prompt is %q", p)
+	}
+}
+
+func TestThePromptCountsHoursThenMinutes(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("skipped: no bash")
+	}
+	for left, want := range map[int]string{12*3600 - 5: "12h ", 7200 + 60: "2h ", 7200 - 60: "119m ", 90: "1m ", 5: "0m "} {
+		cmd := exec.Command(bash, "-c", fmt.Sprintf(`HANDRAIL_ENDS=$((EPOCHSECONDS+%d)) HANDRAIL_UNITS=mh; printf %%s "%s"`, left, timeLeft))
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != want {
+			t.Errorf("%d s: %q, want %q (%v)", left, out, want, err)
+		}
 	}
 }
 

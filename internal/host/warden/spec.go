@@ -163,7 +163,7 @@ func envOf(o wire.SessionSpec, left time.Duration) []string {
 	sort.Strings(out)
 	return append(out,
 		"HANDRAIL_SESSION="+o.ID, "HANDRAIL_LEVEL="+o.Level, "HANDRAIL_ENVIRONMENT="+o.Environment,
-		"HANDRAIL_HOST="+o.HostName, fmt.Sprintf("HANDRAIL_ENDS=%d", time.Now().Add(left).Unix()))
+		"HANDRAIL_HOST="+o.HostName, fmt.Sprintf("HANDRAIL_ENDS=%d", time.Now().Add(left).Unix()), "HANDRAIL_UNITS=mh")
 }
 
 type account struct {
