@@ -308,7 +308,7 @@ func (s *stream) until(what string, ok func() bool) {
 			}
 			return
 		case <-end:
-			s.t.Fatalf("after 15 s not yet %s; it said:\n%s", what, text)
+			s.t.Fatalf("after a minute not yet %s; it said:\n%s", what, text)
 		}
 	}
 }
