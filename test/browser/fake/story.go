@@ -166,7 +166,7 @@ func (a *API) past() {
 		{"grant.requested", "ok", "linus", "web-1", "linus asked for write on web-1 for 30 min"},
 		{"grant.approved", "ok", "grace", "web-1", "grace approved linus's write on web-1, by passkey"},
 		{"session.opened", "ok", "linus", "web-1", "linus opened a write session on web-1 as deploy"},
-		{"recording.chunk", "ok", "", "web-1", "a chunk of a recording was sealed"},
+		{"recording.chunks", "ok", "", "web-1", "a piece of a recording is in the ledger"},
 		{"session.ended", "ok", "linus", "web-1", "linus's session on web-1 ended: expired"},
 		{"recording.replayed", "ok", "margaret", "web-1", "margaret replayed linus's session on web-1"},
 		{"host.lost", "unknown", "", "build-1", "build-1 was not heard of for 120 s"},
