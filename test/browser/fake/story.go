@@ -181,6 +181,9 @@ func (a *API) past() {
 	a.entry("grant.requested", "ok", "linus", "web-1", "linus asked for write on web-1, web-2 for 30 min", 90*time.Second)
 	a.entries[40].Erased, a.entries[40].PayloadJson = true, ""
 	a.entries[len(a.entries)-2].Session = "s-4f9k2m7x"
+	for range 3 {
+		a.entry("recording.chunks", "ok", "", "db-1", "a piece of a recording is in the ledger", 80*time.Second)
+	}
 }
 
 // Keep adds n pieces of recordings to the ledger.
