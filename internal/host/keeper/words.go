@@ -132,6 +132,11 @@ func printable(s string) string {
 // connecting are the system calls whose refusal is not about files.
 var connecting = map[string]bool{"socket": true, "connect": true, "sendto": true, "sendmsg": true, "sendmmsg": true, "socketpair": true, "bind": true}
 
+var (
+	signalling = map[string]bool{"kill": true, "tgkill": true, "tkill": true, "pidfd_send_signal": true}
+	looking    = map[string]bool{"ptrace": true, "process_vm_readv": true, "process_vm_writev": true}
+)
+
 // refusalText is the one line that the first refusal prints: why, and the next
 // command.
 func refusalText(spec Spec, r sandbox.Refusal) string {
@@ -141,15 +146,14 @@ func refusalText(spec Spec, r sandbox.Refusal) string {
 	if r.Path != "" {
 		what = printable(r.Path)
 	}
-	if connecting[r.Syscall] {
-		return fmt.Sprintf("this session is read-only: it cannot connect anywhere. Next: handrail inspect %s ports, or handrail elevate %s --reason \"…\"", host, host)
-	}
 	verb := "change " + what
-	switch r.Syscall {
-	case "kill", "tgkill", "tkill", "pidfd_send_signal":
+	switch {
+	case connecting[r.Syscall]:
+		verb = "connect anywhere"
+	case signalling[r.Syscall]:
 		verb = "signal other processes"
-	case "ptrace", "process_vm_readv", "process_vm_writev":
-		return fmt.Sprintf("this session is read-only: it cannot look into other processes. Next: handrail inspect %s stacks, or handrail elevate %s --reason \"…\"", host, host)
+	case looking[r.Syscall]:
+		verb = "look into other processes"
 	}
 	return fmt.Sprintf("this session is read-only: it cannot %s. Next: handrail elevate %s --reason \"…\"", verb, host)
 }

@@ -291,7 +291,7 @@ func (s *stage) launch() error {
 	if s.Spec.Level == Read && !floor.AtLeast(s.Spec.LeastFloor) {
 		return fault.New(fault.Denied, "cannot give a shell: policy wants the floor %q, this host reaches %q: %s",
 			s.Spec.LeastFloor.orFull(), floor, strings.Join(s.view.missing, " ")).
-			WithHint("handrail inspect")
+			WithHint("on that host: handrail doctor")
 	}
 	ready := &Ready{Floor: floor, Missing: s.view.missing, Landlock: s.abi, Notifier: s.listener >= 0, Layers: s.view.layers, AuditSession: s.audit}
 	var fds []int
