@@ -135,6 +135,7 @@ func TestALockedDatabaseStopsNoBrake(t *testing.T) {
 // With the database gone nothing can be read either, not even who is logged in:
 // brakes go by who was when it last answered.
 func TestADatabaseThatIsGoneStopsNoBrake(t *testing.T) {
+	needRoot(t)
 	db := postgres.Start()
 	t.Cleanup(db.Stop)
 	i := up(t, t.TempDir(), "--database", db.Database(t))
@@ -143,7 +144,12 @@ func TestADatabaseThatIsGoneStopsNoBrake(t *testing.T) {
 	host := ada.hostname()
 	cleo := ada.add("cleo", "developer")
 	ben := ada.add("ben", "developer")
-	marks := []string{marker(t), marker(t)}
+	dora := ada.add("dora", "developer")
+	eve := ada.add("eve", "operator")
+	var grant asked
+	dora.json(&grant, "elevate", host, "--reason", "it burns", "-o", "json")
+	eve.ok("approve", grant.ID, "--yes")
+	marks := []string{marker(t), marker(t), marker(t)}
 	locked := cleo.start("ssh", host, "--", "echo up; sleep "+marks[0])
 	locked.waitFor("up")
 	id := i.liveSession(ada)
@@ -154,6 +160,9 @@ func TestADatabaseThatIsGoneStopsNoBrake(t *testing.T) {
 			id = s
 		}
 	}
+
+	revoked := dora.start("ssh", "--write", host, "--", "echo up; sleep "+marks[2])
+	revoked.waitFor("up")
 
 	db.Kill()
 	if r := ada.run("ssh", host, "--", "true"); r.code != 255 {
@@ -167,6 +176,9 @@ func TestADatabaseThatIsGoneStopsNoBrake(t *testing.T) {
 	ada.ok("stop", id, "--reason", "enough")
 	i.until("the end of the stopped session", func() bool { return len(running(marks[1])) == 0 })
 	stopped.wait()
+	eve.ok("revoke", grant.ID, "--reason", "enough")
+	i.until("the end of the revoked session", func() bool { return len(running(marks[2])) == 0 })
+	revoked.wait()
 	if r := cleo.run("lock", "ada", "--reason", "revenge"); r.code == 0 {
 		t.Error("who was locked while the database was gone could still brake others")
 	}
@@ -177,7 +189,7 @@ func TestADatabaseThatIsGoneStopsNoBrake(t *testing.T) {
 	i.until("sessions to open again", func() bool { return ada.run("ssh", host, "--", "echo in").out == "in\n" })
 	i.until("the brakes to be in the ledger", func() bool {
 		out := ada.ok("ledger", "list", "--limit", "500", "-o", "json")
-		return strings.Contains(out, "person.locked") && strings.Contains(out, "session.stopped")
+		return strings.Contains(out, "person.locked") && strings.Contains(out, "session.stopped") && strings.Contains(out, "grant.ended")
 	})
 	if r := cleo.run("hosts"); r.code != 3 {
 		t.Errorf("a locked person's command exits with %d: %s", r.code, r.err)

@@ -12,6 +12,7 @@ package access
 
 import (
 	"context"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -397,6 +398,9 @@ func (x *Access) finish(ctx context.Context, id, why, note string) (Over, error)
 	case pending && before.ID == "":
 		return Over{}, fault.New(fault.Unavailable, "cannot end grant %.40s: the database does not answer, and nobody can say what it is", id).
 			WithHint("handrail stop SESSION stops what runs under it")
+	case pending && before.State == "":
+		x.later(ended{Grant: before.ID, By: by.ID, Why: why, Note: note})
+		return Over{before, killed, true}, nil
 	case pending:
 		x.later(ended{Grant: before.ID, By: by.ID, Why: why, Note: note})
 		if before, _, err = Step(before, Event{Kind: EventEnd, By: by.ID, Why: why, Notes: note}, time.Now().UTC()); err != nil {
@@ -409,11 +413,17 @@ func (x *Access) finish(ctx context.Context, id, why, note string) (Over, error)
 	return Over{Grant: g, Killed: killed}, nil
 }
 
+var wholeID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^g-[0-9a-z]{8}$`) })
+
 // brake ends what runs under a grant before anything is recorded, if the person
 // may: a brake waits for no database. Whether they may is decided again where it
 // is recorded.
 func (x *Access) brake(ctx context.Context, act doorway.Act, id, why string) (Grant, int) {
 	decision, err := x.d.Door.Explain(ctx, act)
+	if fault.KindOf(err) == fault.Unavailable && why == Revoked && x.d.Sessions != nil && act.By.MayBrake() && wholeID().MatchString(id) {
+		// The database is away: what runs under that id is known all the same.
+		return Grant{ID: id}, x.d.Sessions.EndByGrant(ctx, id, why)
+	}
 	if err != nil || !decision.Allowed {
 		return Grant{}, 0
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"regexp"
-	"slices"
 	"sync"
 	"time"
 
@@ -29,10 +28,6 @@ type Locked struct {
 	Grants   int
 	Pending  bool // the brake acts; the database will hear of it as soon as it is back
 }
-
-// brakers may lock while the database, and so the policy, is away. With the
-// database at hand the policy alone decides.
-var brakers = []string{"admin", "operator"}
 
 var personID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^p-[0-9a-z]{8}$`) })
 
@@ -96,8 +91,7 @@ func (r *Roster) mayLock(ctx context.Context, by identity.Principal, who identit
 	case fault.KindOf(err) == fault.Unauthenticated || fault.KindOf(err) == fault.Denied:
 		return err
 	}
-	known := by.Kind == identity.KindPerson && !by.Locked && !by.ReadOnly
-	if known && slices.ContainsFunc(by.Groups, func(g string) bool { return slices.Contains(brakers, g) }) {
+	if by.MayBrake() {
 		return nil
 	}
 	return err

@@ -1,6 +1,9 @@
 package identity
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // The kinds of principal.
 const (
@@ -38,6 +41,15 @@ type Principal struct {
 // MayApprove says whether this kind of principal may ever approve or break
 // glass: only a person whose own credential is at hand.
 func (p Principal) MayApprove() bool { return p.Kind == KindPerson && !p.Locked && !p.ReadOnly }
+
+// brakers are the groups whose members may brake while the database, and so the
+// policy, is away. With the database at hand the policy alone decides.
+var brakers = []string{"admin", "operator"}
+
+// MayBrake says whether somebody may lock and revoke while nothing can be decided.
+func (p Principal) MayBrake() bool {
+	return p.MayApprove() && slices.ContainsFunc(p.Groups, func(g string) bool { return slices.Contains(brakers, g) })
+}
 
 type principalKey struct{}
 

@@ -113,6 +113,9 @@ func (s grants) Revoke(ctx context.Context, r *handrailv1.RevokeRequest) (*handr
 		return nil, err
 	}
 	g, err := s.message(ctx, over.Grant)
+	if err != nil && over.Pending { // the database is away; the brake acts all the same
+		g, err = &handrailv1.Grant{Id: over.Grant.ID, Reason: over.Grant.Reason}, nil
+	}
 	return &handrailv1.RevokeResponse{Grant: g, SessionsKilled: uint32(over.Killed), Pending: over.Pending}, err
 }
 
