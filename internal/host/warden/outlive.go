@@ -26,7 +26,7 @@ import (
 const (
 	sweepTime     = 3 * time.Second
 	deadlineGrace = 3 * time.Second // for the keeper, which comes first
-	keeperSilence = 15 * time.Second
+	keeperSilence = time.Minute     // a busy machine is not a stopped keeper
 )
 
 // powerful is what the warden knows of a session that can leave its cgroup.

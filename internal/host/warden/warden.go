@@ -34,7 +34,7 @@ type Config struct {
 	Version string
 	Ready   func()               // called once it listens; nil: nobody asks
 	Boot    func() time.Duration // nil: CLOCK_BOOTTIME
-	Silence time.Duration        // after which a keeper that says nothing is ended; 0: 15 s
+	Silence time.Duration        // after which a keeper that says nothing is ended; 0: 1 min
 	Log     *slog.Logger         // nil: discard
 }
 
