@@ -172,10 +172,8 @@ configuration folder for everybody else, or what HANDRAIL_CONFIG names.`,
 			if err != nil {
 				return err
 			}
-			if f := cmd.Flag("output"); f != nil && f.Value.String() == "json" {
-				e := json.NewEncoder(cmd.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(all)
+			if asJSON(cmd) {
+				return printJSON(cmd, all)
 			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "SETTING\tVALUE\tFROM\tWHAT")
@@ -192,6 +190,18 @@ configuration folder for everybody else, or what HANDRAIL_CONFIG names.`,
 	}
 	c.AddCommand(explain)
 	return c
+}
+
+// asJSON says whether -o json was asked for.
+func asJSON(cmd *cobra.Command) bool {
+	f := cmd.Flag("output")
+	return f != nil && f.Value.String() == "json"
+}
+
+func printJSON(cmd *cobra.Command, v any) error {
+	e := json.NewEncoder(cmd.OutOrStdout())
+	e.SetIndent("", "  ")
+	return e.Encode(v)
 }
 
 // explained lists every setting in order, those that nobody gave too. What

@@ -24,7 +24,7 @@ func doctorCommand() *cobra.Command {
 			if try {
 				return runAttack(cmd)
 			}
-			return printReport(cmd.OutOrStdout(), sandbox.Probe(cmd.Context(), nil))
+			return printReport(cmd, sandbox.Probe(cmd.Context(), nil))
 		},
 	}
 	cmd.Flags().BoolVar(&try, "attack", false, "try to break out of the read-only sandbox")
@@ -43,7 +43,11 @@ func runAttack(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	result.Write(cmd.OutOrStdout())
+	if !asJSON(cmd) {
+		result.Write(cmd.OutOrStdout())
+	} else if err := printJSON(cmd, result); err != nil {
+		return err
+	}
 	if _, unintended := result.Count(); len(unintended) > 0 {
 		return fault.New(fault.Partial, "cannot call this sandbox whole: %d probes got out that should not", len(unintended)).
 			WithHint("give no shells on this host until it is explained")
@@ -51,7 +55,19 @@ func runAttack(cmd *cobra.Command) error {
 	return nil
 }
 
-func printReport(w io.Writer, r sandbox.Report) error {
+func printReport(cmd *cobra.Command, r sandbox.Report) error {
+	if !asJSON(cmd) {
+		writeReport(cmd.OutOrStdout(), r)
+	} else if err := printJSON(cmd, r); err != nil {
+		return err
+	}
+	if r.Floor == sandbox.Brokered {
+		return fault.New(fault.Partial, "cannot give shells on this machine").WithHint("the lines above say what is missing")
+	}
+	return nil
+}
+
+func writeReport(w io.Writer, r sandbox.Report) {
 	fmt.Fprintf(w, "kernel    %s\nmode      %s\nfloor     %s\nlandlock  ABI %d\ncgroups   %s\n", r.Kernel, r.Mode, r.Floor, r.Landlock, r.Cgroup)
 	for _, l := range r.Layers {
 		state := "in force"
@@ -63,8 +79,4 @@ func printReport(w io.Writer, r sandbox.Report) error {
 	for _, m := range r.Missing {
 		fmt.Fprintln(w, "lacking:", m)
 	}
-	if r.Floor == sandbox.Brokered {
-		return fault.New(fault.Partial, "cannot give shells on this machine").WithHint("the lines above say what is missing")
-	}
-	return nil
 }
