@@ -74,7 +74,7 @@ func writeReport(w io.Writer, r sandbox.Report) {
 		if !l.InForce {
 			state = "MISSING"
 		}
-		fmt.Fprintf(w, "  %-22s %-9s %s\n", l.Name, state, l.Detail)
+		fmt.Fprintf(w, "  %-39s %-9s %s\n", l.Name, state, l.Detail)
 	}
 	for _, m := range r.Missing {
 		fmt.Fprintln(w, "lacking:", m)
