@@ -226,6 +226,21 @@ func (h *house) active(ctx context.Context, host string) (force doorway.GrantInF
 	return force, ok
 }
 
+// until waits for what follows soon: a brake that the database did not take at
+// once is recorded from the spool.
+func (h *house) until(what string, ok func() bool) {
+	h.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(time.Minute); !ok(); {
+		select {
+		case <-tick.C:
+		case <-late:
+			h.t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
 // run starts Run and returns a function that stops it.
 func (h *house) run() (stop func()) {
 	ctx, cancel := context.WithCancel(h.t.Context())

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -36,10 +37,10 @@ func landlockHandled(abi int) uint64 {
 	return 1<<13 - 1
 }
 
-// restrictByLandlock restricts this thread: the whole host for reading, the private
-// places for writing, no TCP, no signals and no abstract sockets beyond the
-// session. no_new_privs must be set.
-func restrictByLandlock(abi int, private []string) error {
+// restrictByLandlock restricts this thread: what is open for reading, one program
+// wherever it lies (-1: none), the private places for writing, no TCP, no signals
+// and no abstract sockets beyond the session. no_new_privs must be set.
+func restrictByLandlock(abi int, open []opening, program int, private []string) error {
 	handled := landlockHandled(abi)
 	attr := unix.LandlockRulesetAttr{Handled_access_fs: handled}
 	size := uintptr(8)
@@ -56,8 +57,15 @@ func restrictByLandlock(abi int, private []string) error {
 		return err
 	}
 	defer unix.Close(ruleset)
-	if err := landlockAllow(ruleset, "/", landlockRead&handled); err != nil {
-		return err
+	for _, o := range open {
+		if err := o.allow(ruleset, handled); err != nil {
+			return fmt.Errorf("%s: %w", o.path, err)
+		}
+	}
+	if program >= 0 {
+		if err := landlockRule(ruleset, program, (landlockRead&^unix.LANDLOCK_ACCESS_FS_READ_DIR)&handled); err != nil {
+			return err
+		}
 	}
 	if err := landlockAllow(ruleset, "/dev", landlockDev&handled); err != nil {
 		return err
@@ -121,6 +129,10 @@ func landlockAllow(ruleset int, path string, access uint64) error {
 		return err
 	}
 	defer unix.Close(fd)
+	return landlockRule(ruleset, fd, access)
+}
+
+func landlockRule(ruleset, fd int, access uint64) error {
 	rule := unix.LandlockPathBeneathAttr{Allowed_access: access, Parent_fd: int32(fd)}
 	_, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, uintptr(ruleset), unix.LANDLOCK_RULE_PATH_BENEATH,
 		uintptr(unsafe.Pointer(&rule)), 0, 0, 0)

@@ -44,6 +44,7 @@ const linkScanBound = 150 * time.Millisecond
 // it really lies, so links to it end at the mask too.
 func (v *view) mask() error {
 	found := v.secretPaths()
+	v.masked = found
 	for _, path := range found {
 		if err := v.maskOne(path); err != nil {
 			return err

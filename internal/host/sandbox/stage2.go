@@ -202,7 +202,15 @@ func (s *stage) landlock() error {
 		v.lack("This kernel offers no Landlock (Linux 5.13, security module \"landlock\" switched on): named pipes whose mode allows it can be written.")
 		return nil
 	}
-	if err := restrictByLandlock(s.abi, private[:]); err != nil {
+	open, whole := openings(v.masked, namesIn)
+	if len(whole) > 0 {
+		v.lack("So much lies beside the secrets of %s that one which is replaced while the session runs can be read.", strings.Join(whole, ", "))
+	}
+	program := -1
+	if s.Spec.Self {
+		program = s.self
+	}
+	if err := restrictByLandlock(s.abi, open, program, private[:]); err != nil {
 		return fmt.Errorf("cannot restrict by Landlock: %w", err)
 	}
 	v.stands("Landlock", fmt.Sprintf("ABI %d", s.abi))

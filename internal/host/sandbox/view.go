@@ -17,7 +17,8 @@ type view struct {
 	spec    *Spec
 	trial   bool // user namespace: the caller's uid, no device nodes of our own
 	omit    map[string]bool
-	newAPI  bool // mount_setattr and open_tree (Linux 5.12)
+	newAPI  bool     // mount_setattr and open_tree (Linux 5.12)
+	masked  []string // secrets under a mask
 	missing []string
 	layers  []Layer
 }
