@@ -24,20 +24,31 @@ func smallDisk(t *testing.T) string {
 	return dir
 }
 
-// fill takes what is free on a disk but for leave bytes.
+// fill takes what is free on a disk but for leave bytes. The server writes to it
+// meanwhile, so what was free may not be any more.
 func fill(t *testing.T, dir string, leave int64) (free func()) {
 	t.Helper()
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(dir, &st); err != nil {
-		t.Fatal(err)
-	}
 	f, err := os.CreateTemp(dir, "filler")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if err := syscall.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*int64(st.Bsize)-leave); err != nil {
-		t.Fatal(err)
+	for tries := 0; ; tries++ {
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(dir, &st); err != nil {
+			t.Fatal(err)
+		}
+		left := int64(st.Bavail)*int64(st.Bsize) - leave
+		if left <= 0 {
+			break
+		}
+		err := syscall.Fallocate(int(f.Fd()), 0, 0, left)
+		if err == nil {
+			break
+		}
+		if err != syscall.ENOSPC || tries == 100 {
+			t.Fatal(err)
+		}
 	}
 	return func() {
 		if err := os.Remove(f.Name()); err != nil {
