@@ -64,14 +64,15 @@ func openings(secrets []string, list func(dir string) []string) (out []opening, 
 	return out, whole
 }
 
-// namesIn lists a folder; one that cannot be read has none for the session.
+// namesIn lists a folder, up to more names than are opened; one that cannot be
+// read has none for the session.
 func namesIn(dir string) []string {
 	f, err := os.Open(dir)
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
-	names, _ := f.Readdirnames(-1) // what could be read
+	names, _ := f.Readdirnames(openingsBound + 1) // what could be read
 	return names
 }
 
