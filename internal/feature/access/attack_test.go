@@ -216,8 +216,13 @@ func crowd(t *testing.T, h *house, ask func() access.Asked, acts func(access.Ask
 		}
 		close(start)
 		wait.Wait()
-		g, err := h.access.Get(auditor, asked.Grant.ID)
-		fatal(t, err)
+		var g access.Grant
+		var err error
+		h.until("what somebody ended is over", func() bool {
+			g, err = h.access.Get(auditor, asked.Grant.ID)
+			fatal(t, err)
+			return !g.Live()
+		})
 		a, err := h.approvals.Get(t.Context(), asked.Approval.ID)
 		fatal(t, err)
 		check(g, a)
