@@ -116,6 +116,7 @@ var order = [][]string{
 	{"keyring"},
 	{"store"},
 	{"identity", "target"},
+	{"directory"},
 	{"policy"},
 	{"approval"},
 	{"doorway"},
@@ -175,6 +176,7 @@ var fences = []struct{ what, who string }{
 	{"github.com/nats-io/", "internal/foundation/fleet internal/foundation/wire internal/host/link"},
 	{"github.com/cedar-policy/", "internal/foundation/policy"},
 	{"github.com/a-h/templ", "internal/surface/web"},
+	{"github.com/go-ldap/", "internal/foundation/directory"},
 	{"os/exec", "internal/host internal/surface/cli internal/app"},
 	{"golang.org/x/sys/unix", "internal/host internal/app"},
 }
