@@ -33,7 +33,7 @@ type dialect struct {
 // Readers of SQLite beside the one writer.
 const sqliteReaders = 8
 
-// Connections of PostgreSQL for callers.
+// Connections of PostgreSQL for readers.
 const postgresConns = 32
 
 func parseDSN(dsn string) (dialect, error) {
@@ -116,16 +116,37 @@ func (d dialect) sqlitePool(part, role string) (*sql.DB, error) {
 	return db, nil
 }
 
-func (d dialect) postgresPool(part, role string) (*sql.DB, error) {
+// config is how to connect to PostgreSQL in a role.
+func (d dialect) config(part, role string) (*pgx.ConnConfig, error) {
 	c, err := pgx.ParseConfig(d.url)
 	if err != nil {
 		// The text of a URL holds a password; do not repeat it.
 		return nil, fault.New(fault.Invalid, "cannot open store: the postgres URL is malformed")
 	}
-	c.RuntimeParams["search_path"] = part
-	c.RuntimeParams["application_name"] = "handrail"
-	if role == "write" {
-		c.RuntimeParams["synchronous_commit"] = "off" // see pool
+	set := c.RuntimeParams
+	set["search_path"] = part
+	set["application_name"] = "handrail"
+	switch role {
+	case "write":
+		set["synchronous_commit"] = "off" // see pool
+		// On a small table a sequential scan would be planned, and would make
+		// every change of any row of it a conflict of serialisable readers.
+		set["enable_seqscan"] = "off"
+	case "sequence":
+		set["synchronous_commit"] = "on" // whatever the database says: a checkpoint follows
+		set["lock_timeout"] = "5s"
+	}
+	if part == "state" && role != "read" {
+		// A server that hangs in the middle must not hold the others up.
+		set["idle_in_transaction_session_timeout"] = "10s"
+	}
+	return c, nil
+}
+
+func (d dialect) postgresPool(part, role string) (*sql.DB, error) {
+	c, err := d.config(part, role)
+	if err != nil {
+		return nil, err
 	}
 	db := stdlib.OpenDB(*c)
 	conns := postgresConns

@@ -197,22 +197,3 @@ func (s *Store) waitGrown(ctx context.Context, grown <-chan struct{}) error {
 	}
 	return nil
 }
-
-// catchUp reloads the tree when another server has appended.
-func (s *Store) catchUp(ctx context.Context) error {
-	var n int64
-	err := s.View(ctx, func(v *View) (err error) {
-		n, err = One[int64](v, `SELECT n FROM ledger_head WHERE id = 1`)
-		return err
-	})
-	if err != nil || n == s.head.Load().tree.N {
-		return err
-	}
-	if err := s.reload(ctx); fault.KindOf(err) == fault.Conflict && err != nil {
-		s.setDamage(err)
-		return err
-	} else if err != nil {
-		return err
-	}
-	return nil
-}

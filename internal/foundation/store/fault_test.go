@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -205,11 +206,23 @@ func FuzzReadSpool(f *testing.F) {
 	})
 }
 
-func FuzzUnpackDrafts(f *testing.F) {
+func FuzzUnpackOutgoing(f *testing.F) {
 	l := ledger.Leaf{V: 1, Time: 1, Action: "a.b", Outcome: ledger.OK, Subjects: []string{"p-1"}, Commit: make([]byte, 32)}
-	f.Add(packDrafts([]draft{{leaf: l.Marshal(), body: []byte("x")}}))
+	var o outgoing
+	o.add("one", []draft{{leaf: l.Marshal(), body: []byte("x")}, {leaf: l.Marshal()}})
+	o.add("two", []draft{{leaf: l.Marshal(), body: []byte("y")}})
+	f.Add(o.pack())
+	f.Add(o.pack()[4:])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if d, err := unpackDrafts(b); err == nil && string(packDrafts(d)) != string(b) {
+		o, err := unpackOutgoing("id", b)
+		if err != nil {
+			return
+		}
+		if o.size() == 0 && len(b) != 4 {
+			t.Fatal("rows without entries are read")
+		}
+		again, err := unpackOutgoing("", o.pack())
+		if err != nil || !reflect.DeepEqual(o, again) {
 			t.Fatal("what was read is written otherwise")
 		}
 	})

@@ -86,6 +86,11 @@ CREATE TABLE ledger_pending (
 {{APPENDONLY ledger_tile}}
 {{APPENDONLY ledger_checkpoint}}
 `},
+	// Who sequences, over several servers: see leadership.
+	{Name: "ledger-2-term", SQL: `
+ALTER TABLE ledger_head ADD COLUMN term BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE ledger_head ADD COLUMN leader TEXT NOT NULL DEFAULT '';
+`},
 }
 
 // migrate brings one schema up to date, under a lock, in one transaction.

@@ -3,45 +3,71 @@ package store
 import (
 	"context"
 	"database/sql"
-	"encoding/binary"
 	"errors"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 )
 
-// postgresEngine lets each caller have a transaction of its own, which writes
-// state and an outbox row (ledger_pending); the sequencer then appends what is
-// committed to the tree. Claiming deletes the rows in the transaction that
-// appends them, so rows are found whatever the order of their numbers, and a
-// crash leaves them either pending or in the tree, never neither nor both.
+// postgresEngine has two halves. The lanes (this file) run callers' functions
+// in serialisable transactions that write state, receipts and one row of the
+// outbox (ledger_pending). The sequencer (postgres_sequence.go), one over all
+// servers, claims what is committed by deleting it in the transaction that
+// appends it to the tree: rows are found whatever the order of their numbers,
+// and a crash leaves them either pending or in the tree, never neither nor both.
+//
+//	callers ─▶ queue ─▶ lane ─ COMMIT ─▶ outbox ─▶ sequencer ─ COMMIT ─▶ head
+//
+// Callers who wait while a lane works share its next transaction: on two cores
+// the round trips of BEGIN, receipt, outbox and COMMIT cost more than the
+// change itself. When anything in a shared transaction fails, it is rolled back
+// and each of its callers gets a transaction of their own.
 type postgresEngine struct {
-	s      *Store
-	write  *sql.DB
-	seq    *sql.DB
-	wake   chan struct{}
-	quit   context.CancelFunc
-	idle   sync.WaitGroup
-	inside sync.Map // goroutine number → true, while it runs fn
+	s     *Store
+	write *sql.DB
+	seq   *sql.DB
+	queue chan *request
+	lanes map[int64]bool // goroutines that run functions; written before any does
+	free  atomic.Int32   // lanes that wait for work
+	stop  chan struct{}
+	busy  sync.WaitGroup // lanes
+
+	wake chan struct{}
+	quit context.CancelFunc // sequencer, listener and announcer
+	idle sync.WaitGroup
+	lead leadership
+	news chan struct{} // the head moved by our own work
 
 	mu      sync.Mutex
 	waiting map[string]chan int64 // record id → its first entry
+	handed  map[string]*outgoing  // first id of an outbox row → what is in it
 }
 
-// Bounds of the sequencer and of retries.
+// Bounds of the lanes.
 const (
-	maxClaim   = 2048
-	maxRetries = 32
-	seqLock    = 7246392 // advisory lock: one sequencer at a time
-	unstarted  = -1      // ledger_record.first before it is sequenced
-	lookAgain  = 250 * time.Millisecond
+	maxLanes     = 8
+	maxLaneGroup = 64
+	maxRetries   = 32
+	unstarted    = -1 // ledger_record.first before it is sequenced
+	lookAgain    = 250 * time.Millisecond
+	// A caller who gives up while others share the transaction waits this long
+	// before the connection is cut.
+	grace = 250 * time.Millisecond
 )
 
 func newPostgresEngine(ctx context.Context, s *Store) (engine, error) {
-	e := &postgresEngine{s: s, wake: make(chan struct{}, 1), waiting: map[string]chan int64{}}
+	e := &postgresEngine{
+		s: s, queue: make(chan *request, maxQueue), lanes: map[int64]bool{}, stop: make(chan struct{}), wake: make(chan struct{}, 1),
+		news: make(chan struct{}, 1), waiting: map[string]chan int64{}, handed: map[string]*outgoing{},
+	}
+	e.lead.me = NewID('v') + NewID('v')
 	var err error
 	if e.write, err = s.db.pool(ctx, "state", "write"); err != nil {
 		return nil, err
@@ -49,119 +75,92 @@ func newPostgresEngine(ctx context.Context, s *Store) (engine, error) {
 	if e.seq, err = s.db.pool(ctx, "state", "sequence"); err != nil {
 		return nil, errors.Join(err, e.write.Close())
 	}
+	numbers, start := make(chan int64), make(chan struct{})
+	for range maxLanes {
+		e.busy.Go(func() {
+			numbers <- goroutine()
+			<-start
+			e.lane()
+		})
+	}
+	for range maxLanes {
+		e.lanes[<-numbers] = true
+	}
+	close(start)
 	// Not the caller's context: what is committed is sequenced before Close.
 	run, quit := context.WithCancel(context.WithoutCancel(ctx))
 	e.quit = quit
-	e.idle.Add(1)
-	go e.sequencer(run)
+	for _, f := range []func(context.Context){e.sequencer, e.listen, e.announce} {
+		e.idle.Go(func() { f(run) })
+	}
 	e.poke()
 	return e, nil
 }
 
 func (e *postgresEngine) close() {
+	close(e.stop)
+	e.busy.Wait()
 	e.quit()
 	e.idle.Wait()
 	_ = e.write.Close() // everything was committed or rolled back
 	_ = e.seq.Close()
 }
 
-func (e *postgresEngine) poke() {
-	select {
-	case e.wake <- struct{}{}:
-	default: // it is awake
-	}
-}
-
-// record commits in the caller's own transaction, and returns when its entries
-// have their numbers and are durable.
+// record returns when the entries have their numbers and are durable.
 func (e *postgresEngine) record(ctx context.Context, id string, fn func(*Tx) ([]ledger.Entry, error)) ([]Recorded, error) {
-	me := goroutine()
-	if _, nested := e.inside.LoadOrStore(me, true); nested {
+	if e.lanes[goroutine()] {
 		return nil, errNested
 	}
-	release := sync.OnceFunc(func() { e.inside.Delete(me) })
-	defer release()
-	sequenced := e.expect(id)
-	defer e.forget(id, sequenced)
-	var drafts []draft
-	var err error
-	for attempt := 0; ; attempt++ {
-		var existing bool
-		drafts, existing, err = e.attempt(ctx, id, fn)
-		if existing {
-			release()
-			if _, err := e.await(ctx, id, sequenced); err != nil {
-				return nil, err
-			}
-			return e.s.recordOf(ctx, id)
-		}
-		// Serialisation failures, and a COMMIT whose outcome is not known:
-		// the next attempt finds the id when it did commit.
-		if c := classify2(err); err == nil || c != errRetry && !errors.Is(err, errUnknownCommit) || attempt >= maxRetries {
-			break
-		}
-		if !pause(ctx, time.Duration(attempt)*time.Millisecond) {
-			break
-		}
+	r := &request{ctx: ctx, id: id, fn: fn, done: make(chan struct{})}
+	placed := e.expect(id)
+	defer e.forget(id, placed)
+	select {
+	case e.queue <- r:
+	case <-ctx.Done():
+		return nil, asFault(ctx.Err(), "record")
+	case <-e.stop:
+		return nil, errClosed
 	}
-	if err != nil || len(drafts) == 0 {
-		return nil, asFault(err, "record")
+	if err := e.answered(r); err != nil || !r.existing && len(r.drafts) == 0 {
+		return nil, err
 	}
-	release()
-	first, err := e.await(ctx, id, sequenced)
+	first, err := e.await(ctx, id, placed)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]Recorded, len(drafts))
-	for i, d := range drafts {
+	if r.existing {
+		return e.s.recordOf(ctx, id)
+	}
+	out := make([]Recorded, len(r.drafts))
+	for i, d := range r.drafts {
 		out[i] = d.recorded(first + int64(i))
 	}
 	return out, nil
 }
 
-// pause waits; it is false when ctx ended first.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
-var errUnknownCommit = fault.New(fault.Unavailable, "cannot record: the connection broke while committing")
-
-func (e *postgresEngine) attempt(ctx context.Context, id string, fn func(*Tx) ([]ledger.Entry, error)) (drafts []draft, existing bool, err error) {
-	// Serialisable: what fn read is still so when its change commits.
-	sqlTx, err := begin(ctx, e.write, &sql.TxOptions{Isolation: sql.LevelSerializable})
-	if err != nil {
-		return nil, false, err
-	}
-	defer func() { _ = sqlTx.Rollback() }() // no-op after Commit
-	run := txRunner{sqlTx}
-	n, err := run.exec(ctx, `INSERT INTO ledger_record (id, first) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING`, id, int64(unstarted))
-	if err != nil || n == 0 {
-		return nil, err == nil, err
-	}
-	tx := &Tx{ctx: ctx, run: run, now: time.Now().UTC().Truncate(time.Microsecond)}
-	if drafts, err = e.s.call(tx, fn); err != nil || len(drafts) == 0 {
-		if tx.retry != nil {
-			err = tx.retry // whatever fn made of it
+// answered waits for the lane. A caller that gives up before a lane took the
+// request has changed nothing.
+func (e *postgresEngine) answered(r *request) error {
+	gone, stop := r.ctx.Done(), e.stop
+	for {
+		select {
+		case <-r.done:
+			if r.panicked != nil {
+				panic(r.panicked) // in the goroutine whose fn it was
+			}
+			return r.err
+		case <-gone:
+			if r.withdraw() {
+				return asFault(r.ctx.Err(), "record")
+			}
+			gone = nil
+		case <-stop:
+			if r.withdraw() {
+				return errClosed
+			}
+			stop = nil
 		}
-		return nil, false, err
 	}
-	if _, err := run.exec(ctx, `INSERT INTO ledger_pending (record, entries) VALUES ($1, $2)`, id, packDrafts(drafts)); err != nil {
-		return nil, false, err
-	}
-	if err := sqlTx.Commit(); err != nil {
-		if classify(err) == errAway {
-			err = errUnknownCommit
-		}
-		return nil, false, err
-	}
-	return drafts, false, nil
 }
 
 func (e *postgresEngine) expect(id string) chan int64 {
@@ -184,182 +183,331 @@ func (e *postgresEngine) forget(id string, ch chan int64) {
 }
 
 // await waits until the record is in the tree, and durable.
-func (e *postgresEngine) await(ctx context.Context, id string, sequenced chan int64) (int64, error) {
-	e.poke()
-	look := time.NewTicker(lookAgain) // another server may have sequenced it
+func (e *postgresEngine) await(ctx context.Context, id string, placed chan int64) (int64, error) {
+	look := time.NewTicker(lookAgain) // in case the news of another server's work was lost
 	defer look.Stop()
-	for {
+	for since := time.Now(); ; {
 		select {
-		case first := <-sequenced:
-			sequenced <- first // for another caller with the same id
+		case first := <-placed:
+			placed <- first // for another caller with the same id
 			return first, nil
 		case <-ctx.Done():
 			return 0, fault.New(fault.Unavailable, "cannot say which entry this is: it is recorded, and waits for the sequencer").WithHint("ask again with the same id")
 		case <-look.C:
-			var first int64
-			err := e.s.View(ctx, func(v *View) (err error) {
-				first, err = One[int64](v, `SELECT first FROM ledger_record WHERE id = $1`, id)
-				return err
-			})
-			if err == nil && first >= 0 {
-				return first, e.s.catchUp(ctx)
+			if err := e.s.Damage(); err != nil {
+				return 0, err
+			}
+			_ = e.tellNumbered(ctx) // tried again at the next tick
+			if time.Since(since) > patience {
+				e.lead.usurp.Store(true) // who leads leaves work lying
 			}
 			e.poke()
 		}
 	}
 }
 
-// sequencer appends what is pending, until nothing is.
-func (e *postgresEngine) sequencer(ctx context.Context) {
-	defer e.idle.Done()
+// lane runs what waits until the engine stops.
+func (e *postgresEngine) lane() {
+	l := &lane{e: e}
+	defer l.drop()
 	for {
+		e.free.Add(1)
 		select {
-		case <-ctx.Done():
+		case <-e.stop:
 			return
-		case <-e.wake:
-		}
-		for ctx.Err() == nil && e.s.Damage() == nil {
-			n, err := e.pass(ctx)
-			if errors.Is(err, errMoved) {
-				if err = e.s.reload(ctx); err == nil {
-					continue
-				}
-			}
-			if err != nil && fault.KindOf(err) == fault.Conflict {
-				e.s.setDamage(err)
-			}
-			if err != nil || n == 0 {
-				break // callers poke again while they wait
+		case r := <-e.queue:
+			e.free.Add(-1)
+			if r.take() {
+				l.serve(e.gather(r))
 			}
 		}
 	}
 }
 
-type pendingRow struct {
-	N       int64  `db:"n"`
-	Record  string `db:"record"`
-	Entries []byte `db:"entries"`
+// gather takes this lane's share of what waits, without waiting.
+func (e *postgresEngine) gather(first *request) []*request {
+	reqs := []*request{first}
+	share := 1 + len(e.queue)/(1+int(e.free.Load()))
+	for len(reqs) < min(share, maxLaneGroup) {
+		select {
+		case r := <-e.queue:
+			if r.take() {
+				reqs = append(reqs, r)
+			}
+		default:
+			return reqs
+		}
+	}
+	return reqs
 }
 
-// pass sequences one batch, in one transaction that only one server has at a
-// time. It returns the number of records.
-func (e *postgresEngine) pass(ctx context.Context) (int, error) {
-	sqlTx, err := begin(ctx, e.seq, nil)
+// lane is one connection on which functions run one after the other.
+type lane struct {
+	e    *postgresEngine
+	conn *sql.Conn
+}
+
+// serve answers the requests: together, and when that fails each alone.
+func (l *lane) serve(reqs []*request) {
+	if len(reqs) > 1 && !repeats(reqs) && l.attempt(reqs) == nil {
+		for _, r := range reqs {
+			close(r.done)
+		}
+		return
+	}
+	for _, r := range reqs {
+		l.alone(r)
+		close(r.done)
+	}
+}
+
+func repeats(reqs []*request) bool {
+	seen := make(map[string]bool, len(reqs))
+	for _, r := range reqs {
+		if seen[r.id] {
+			return true
+		}
+		seen[r.id] = true
+	}
+	return false
+}
+
+// alone runs one request in a transaction of its own, again and again when the
+// database asks for it.
+func (l *lane) alone(r *request) {
+	for attempt := 0; ; attempt++ {
+		err := r.ctx.Err()
+		if err == nil {
+			err = l.attempt([]*request{r})
+		}
+		// Serialisation failures, and a COMMIT whose outcome is not known:
+		// the next attempt finds the id when it did commit.
+		again := classify2(err) == errRetry || errors.Is(err, errUnknownCommit)
+		if again && attempt < maxRetries && pause(r.ctx, time.Duration(attempt)*time.Millisecond) {
+			continue
+		}
+		if err != nil && !errors.Is(err, errUndo) {
+			r.err = asFault(err, "record")
+		}
+		return
+	}
+}
+
+// pause waits; it is false when ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+var errUnknownCommit = fault.New(fault.Unavailable, "cannot record: the connection broke while committing")
+
+// attempt runs the requests in one transaction. When it errs, nothing of them
+// happened, or, for errUnknownCommit, all of it may have.
+func (l *lane) attempt(reqs []*request) error {
+	ctx, done := watch(reqs)
+	defer done()
+	claimed, err := l.begin(ctx, reqs)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	defer func() { _ = sqlTx.Rollback() }() // no-op after Commit
-	tx := &Tx{ctx: ctx, run: txRunner{sqlTx}}
-	if mine, err := One[bool](tx, `SELECT pg_try_advisory_xact_lock($1)`, int64(seqLock)); err != nil || !mine {
-		return 0, err
+	out, unused, err := l.functions(ctx, reqs, claimed)
+	if err != nil || len(out.ids) == 0 {
+		l.rollback()
+		return err
 	}
-	rows, err := All[pendingRow](tx, `DELETE FROM ledger_pending WHERE n IN (SELECT n FROM ledger_pending ORDER BY n LIMIT $1) RETURNING n, record, entries`, maxClaim)
-	if err != nil || len(rows) == 0 {
-		return 0, err
+	l.e.hand(out)
+	if err = l.commit(ctx, out, unused); err != nil {
+		l.e.take(out.ids[0])
+		l.rollback()
+		return err
 	}
-	sort.Slice(rows, func(i, j int) bool { return rows[i].N < rows[j].N })
-	b := newBatch(e.s.head.Load())
-	firsts := make([]int64, len(rows))
-	done := 0
-	for i, r := range rows {
-		drafts, err := unpackDrafts(r.Entries)
-		if err != nil {
-			return 0, fault.Wrap(fault.Conflict, err, "cannot sequence record %q", r.Record)
-		}
-		firsts[i] = b.add(drafts)
-		done++
-	}
-	if err := e.number(ctx, tx.run, rows, firsts); err != nil {
-		return 0, err
-	}
-	if _, err := b.write(ctx, tx.run); err != nil {
-		return 0, err
-	}
-	if err := sqlTx.Commit(); err != nil {
-		// Whether it committed is found by the compare-and-set of the next.
-		return 0, errMoved
-	}
-	e.s.publish(&b.tree)
-	e.tell(rows, firsts)
-	return done, nil
+	l.e.poke()
+	return nil
 }
 
-// number writes the entries' numbers into the receipts, many at a time.
-func (e *postgresEngine) number(ctx context.Context, run runner, rows []pendingRow, firsts []int64) error {
-	ids := make([]string, len(rows))
-	for i, r := range rows {
-		ids[i] = r.Record
+// watch is a context that ends some time after one of the callers gave up.
+func watch(reqs []*request) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var stops []func() bool
+	for _, r := range reqs {
+		if r.ctx.Done() == nil {
+			continue
+		}
+		stops = append(stops, context.AfterFunc(r.ctx, func() {
+			t := time.AfterFunc(grace, cancel)
+			context.AfterFunc(ctx, func() { t.Stop() })
+		}))
 	}
-	n, err := run.exec(ctx, `UPDATE ledger_record r SET first = v.first FROM unnest($1::text[], $2::bigint[]) AS v (id, first) WHERE r.id = v.id AND r.first = -1`, ids, firsts)
-	if err == nil && n != int64(len(rows)) {
-		err = fault.New(fault.Conflict, "cannot sequence %d records: only %d of them are receipts", len(rows), n)
+	return ctx, func() {
+		for _, stop := range stops {
+			stop()
+		}
+		cancel()
+	}
+}
+
+// begin opens the transaction and claims the ids, in one round trip. Ids go in
+// order, or two lanes could wait for each other. A connection that died
+// meanwhile is replaced: nothing has happened yet.
+func (l *lane) begin(ctx context.Context, reqs []*request) (claimed map[string]bool, err error) {
+	ids := make([]string, len(reqs))
+	for i, r := range reqs {
+		ids[i] = r.id
+	}
+	sort.Strings(ids)
+	for tries := 0; ; tries++ {
+		if claimed, err = l.claim(ctx, ids); err == nil {
+			return claimed, nil
+		}
+		l.rollback()
+		if tries >= 2 || !lostConnection(err) || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+func (l *lane) claim(ctx context.Context, ids []string) (map[string]bool, error) {
+	if l.conn == nil {
+		conn, err := l.e.write.Conn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		l.conn = conn
+	}
+	claimed := make(map[string]bool, len(ids))
+	b := &pgx.Batch{}
+	// Serialisable: what a function read is still so when its change commits.
+	b.Queue(`BEGIN ISOLATION LEVEL SERIALIZABLE`)
+	b.Queue(`INSERT INTO ledger_record (id, first) SELECT v.id, -1 FROM unnest($1::text[]) AS v (id) ON CONFLICT (id) DO NOTHING RETURNING id`, ids).Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			var id string
+			if err := rows.Scan(&id); err != nil {
+				return err
+			}
+			claimed[id] = true
+		}
+		return rows.Err()
+	})
+	return claimed, batchOn(ctx, l.conn, b)
+}
+
+// functions runs each caller's function. Its own error stays with the request.
+func (l *lane) functions(ctx context.Context, reqs []*request, claimed map[string]bool) (out *outgoing, unused []string, err error) {
+	out = &outgoing{}
+	for _, r := range reqs {
+		r.err, r.drafts, r.panicked, r.existing = nil, nil, nil, !claimed[r.id]
+		if r.existing {
+			continue
+		}
+		tx := &Tx{ctx: ctx, run: connRunner{l.conn}, now: time.Now().UTC().Truncate(time.Microsecond)}
+		l.inside(r, tx)
+		switch {
+		case tx.retry != nil:
+			return nil, nil, tx.retry // whatever fn made of it
+		case classify2(r.err) == errRetry:
+			return nil, nil, r.err
+		case tx.fatal != nil:
+			return nil, nil, tx.fatal
+		case r.err == nil && r.panicked == nil && len(r.drafts) > 0 && !tx.failed:
+			out.add(r.id, r.drafts)
+		case len(reqs) == 1:
+			return nil, nil, errUndo
+		case tx.wrote || tx.failed:
+			return nil, nil, errAgain // its changes must go, and with them all
+		default:
+			unused = append(unused, r.id)
+		}
+	}
+	return out, unused, nil
+}
+
+func (l *lane) inside(r *request, tx *Tx) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.panicked = p
+		}
+		tx.done = true
+	}()
+	r.drafts, r.err = l.e.s.call(tx, r.fn)
+	if r.err == nil && tx.failed && len(r.drafts) > 0 {
+		r.err = fault.New(fault.Internal, "cannot record: a statement failed, and PostgreSQL takes nothing after it")
+	}
+}
+
+// commit leaves the outbox row and commits, in one round trip.
+func (l *lane) commit(ctx context.Context, out *outgoing, unused []string) error {
+	b := &pgx.Batch{}
+	if len(unused) > 0 {
+		b.Queue(`DELETE FROM ledger_record WHERE id = ANY($1)`, unused)
+	}
+	b.Queue(`INSERT INTO ledger_pending (record, entries) VALUES ($1, $2)`, out.ids[0], out.pack())
+	b.Queue(`COMMIT`)
+	err := batchOn(ctx, l.conn, b)
+	if err != nil && (classify(err) == errAway || ctx.Err() != nil) {
+		return errUnknownCommit
 	}
 	return err
 }
 
-func (e *postgresEngine) tell(rows []pendingRow, firsts []int64) {
+// rollback leaves the connection as new, or none.
+func (l *lane) rollback() {
+	if l.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if _, err := l.conn.ExecContext(ctx, `ROLLBACK`); err != nil {
+		l.drop()
+	}
+}
+
+// drop gives the connection back; the pool looks whether it still works.
+func (l *lane) drop() {
+	if l.conn != nil {
+		_ = l.conn.Close()
+		l.conn = nil
+	}
+}
+
+// batchOn sends a batch in one round trip.
+func batchOn(ctx context.Context, conn *sql.Conn, b *pgx.Batch) error {
+	return conn.Raw(func(driver any) error {
+		return driver.(*stdlib.Conn).Conn().SendBatch(ctx, b).Close()
+	})
+}
+
+// connRunner runs statements on a connection whose transaction was begun by hand.
+type connRunner struct{ conn *sql.Conn }
+
+func (r connRunner) exec(ctx context.Context, q string, args ...any) (int64, error) {
+	res, err := r.conn.ExecContext(ctx, q, args...)
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
+}
+
+func (r connRunner) query(ctx context.Context, q string, args ...any) (*sql.Rows, error) {
+	return r.conn.QueryContext(ctx, q, args...)
+}
+
+func (connRunner) numbered() bool { return true }
+
+// hand leaves the drafts for our own sequencer, which then need not read them.
+func (e *postgresEngine) hand(o *outgoing) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	for i, r := range rows {
-		if ch, ok := e.waiting[r.Record]; ok {
-			select {
-			case ch <- firsts[i]:
-			default: // told before
-			}
-		}
-	}
+	e.handed[o.ids[0]] = o
 }
 
-func (e *postgresEngine) maintain(ctx context.Context, fn func(*Tx) error) error {
-	sqlTx, err := begin(ctx, e.seq, nil)
-	if err != nil {
-		return asFault(err, "maintain the ledger")
-	}
-	defer func() { _ = sqlTx.Rollback() }() // no-op after Commit
-	if _, err := sqlTx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(seqLock)); err != nil {
-		return asFault(err, "maintain the ledger")
-	}
-	if err := fn(&Tx{ctx: ctx, run: txRunner{sqlTx}, now: time.Now().UTC()}); err != nil {
-		return asFault(err, "maintain the ledger")
-	}
-	return asFault(sqlTx.Commit(), "maintain the ledger")
-}
-
-// packDrafts is how entries wait in the outbox: leaf and sealed payload, each
-// with its length. No payload lies there in clear.
-func packDrafts(drafts []draft) []byte {
-	var b []byte
-	for _, d := range drafts {
-		for _, part := range [][]byte{d.leaf, d.body} {
-			b = binary.BigEndian.AppendUint32(b, uint32(len(part)))
-			b = append(b, part...)
-		}
-	}
-	return b
-}
-
-func unpackDrafts(b []byte) ([]draft, error) {
-	next := func() ([]byte, bool) {
-		if len(b) < 4 || uint64(len(b)) < 4+uint64(binary.BigEndian.Uint32(b)) {
-			return nil, false
-		}
-		n := 4 + int(binary.BigEndian.Uint32(b))
-		part := b[4:n]
-		b = b[n:]
-		return part, true
-	}
-	var out []draft
-	for len(b) > 0 {
-		leaf, ok1 := next()
-		body, ok2 := next()
-		if !ok1 || !ok2 {
-			return nil, fault.New(fault.Invalid, "cannot read pending entries: they are cut short")
-		}
-		l, err := ledger.ParseLeaf(leaf)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, draft{leaf: leaf, parsed: l, body: body, hash: ledger.HashOf(leaf)})
-	}
-	return out, nil
+func (e *postgresEngine) take(record string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.handed, record)
 }

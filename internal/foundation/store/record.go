@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -188,19 +189,22 @@ func (b *batch) add(drafts []draft) int64 {
 // errMoved says that somebody else appended since the tree was loaded.
 var errMoved = fault.New(fault.Unavailable, "cannot record: another server appended to the ledger at the same time")
 
-// write appends the batch within the open transaction. If we crash before its
-// COMMIT nothing has happened; after it, reload finds the same tree.
-func (b *batch) write(ctx context.Context, run runner) (tlog.Tree, error) {
+// grow appends the drafts to the tree. What is not committed is thrown away
+// with the batch.
+func (b *batch) grow() {
 	for i := range b.drafts {
 		b.tree.Append(b.drafts[i].hash, func(level int, index int64, hashes []byte) {
 			b.tiles = append(b.tiles, tile{level, index, hashes})
 		})
 	}
-	if err := b.insertEntries(ctx, run); err != nil {
-		return tlog.Tree{}, err
-	}
-	for _, t := range b.tiles {
-		if _, err := run.exec(ctx, `INSERT INTO ledger_tile (level, idx, hashes) VALUES ($1, $2, $3)`, t.level, t.index, t.hashes); err != nil {
+}
+
+// write appends the batch within the open transaction. If we crash before its
+// COMMIT nothing has happened; after it, reload finds the same tree.
+func (b *batch) write(ctx context.Context, run runner) (tlog.Tree, error) {
+	b.grow()
+	for _, t := range b.tables() {
+		if err := t.insert(ctx, run); err != nil {
 			return tlog.Tree{}, err
 		}
 	}
@@ -213,10 +217,12 @@ func (b *batch) write(ctx context.Context, run runner) (tlog.Tree, error) {
 	return tree, err
 }
 
-func (b *batch) insertEntries(ctx context.Context, run runner) error {
-	entries := rowsOf{into: `ledger_entry (seq, at, action, session, target, object, version, outcome, leaf, hash)`, columns: 10}
-	subjects := rowsOf{into: `ledger_subject (subject, seq)`, columns: 2}
-	payloads := rowsOf{into: `ledger_payload (seq, sealer, body)`, columns: 3}
+// tables are the rows that the batch adds; none is empty.
+func (b *batch) tables() []rowsOf {
+	entries := rowsOf{table: "ledger_entry", columns: []string{"seq", "at", "action", "session", "target", "object", "version", "outcome", "leaf", "hash"}}
+	subjects := rowsOf{table: "ledger_subject", columns: []string{"subject", "seq"}}
+	payloads := rowsOf{table: "ledger_payload", columns: []string{"seq", "sealer", "body"}}
+	tiles := rowsOf{table: "ledger_tile", columns: []string{"level", "idx", "hashes"}}
 	for i := range b.drafts {
 		d, seq := &b.drafts[i], b.base+int64(i)
 		l := &d.parsed
@@ -228,12 +234,11 @@ func (b *batch) insertEntries(ctx context.Context, run runner) error {
 			}
 		}
 	}
-	for _, r := range []rowsOf{entries, subjects, payloads} {
-		if err := r.insert(ctx, run); err != nil {
-			return err
-		}
+	for _, t := range b.tiles {
+		tiles.add(int64(t.level), t.index, t.hashes)
 	}
-	return nil
+	all := []rowsOf{entries, subjects, payloads, tiles}
+	return slices.DeleteFunc(all, func(t rowsOf) bool { return len(t.args) == 0 })
 }
 
 func contains(list []string, s string) bool {

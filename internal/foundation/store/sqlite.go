@@ -38,6 +38,7 @@ type sqliteEngine struct {
 
 // request is one Record, or one upkeep, on its way through the writer.
 type request struct {
+	ctx      context.Context // PostgreSQL: of the caller
 	id       string
 	fn       func(*Tx) ([]ledger.Entry, error)
 	upkeep   func(*Tx) error
@@ -245,7 +246,7 @@ func (g *group) try() (err error) {
 		}
 	}()
 	g.batch = newBatch(g.e.s.head.Load())
-	g.ids = rowsOf{into: `ledger_record (id, first)`, columns: 2}
+	g.ids = rowsOf{table: "ledger_record", columns: []string{"id", "first"}}
 	start := time.Now()
 	for ran := 0; ran < len(g.reqs); {
 		if g.join && len(g.reqs) < maxGroup && time.Since(start) < maxGroupTime {
@@ -296,7 +297,7 @@ func (g *group) gather() {
 // this group.
 func (g *group) known(ctx context.Context, reqs []*request) error {
 	seen := make(map[string]bool, len(g.reqs))
-	for i := 0; i < len(g.ids.args); i += g.ids.columns {
+	for i := 0; i < len(g.ids.args); i += len(g.ids.columns) {
 		seen[g.ids.args[i].(string)] = true
 	}
 	for rest := reqs; len(rest) > 0; {

@@ -77,6 +77,7 @@ type Store struct {
 	obsMu  sync.Mutex
 
 	head    atomic.Pointer[published] // newest durable tree
+	growing sync.Mutex                // PostgreSQL: of copies of a frontier one may grow
 	tiles   tileCache
 	grown   broadcast // closed and renewed whenever head grows
 	signMu  sync.Mutex

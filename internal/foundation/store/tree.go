@@ -25,6 +25,7 @@ func (s *Store) reload(ctx context.Context) error {
 	var head headRow
 	var f *ledger.Frontier
 	old := s.head.Load() // before the read: only then is a smaller tree a rollback
+	var was tlog.Hash    // root at the size that was published before
 	err := s.View(ctx, func(v *View) error {
 		var err error
 		if head, err = One[headRow](v, `SELECT n, root FROM ledger_head WHERE id = 1`); err != nil {
@@ -38,6 +39,9 @@ func (s *Store) reload(ctx context.Context) error {
 			}
 			return hashes, err
 		})
+		if err == nil && old != nil && old.tree.N > 0 && old.tree.N <= head.N {
+			was, err = tlog.TreeHash(old.tree.N, f.Reader(tileReader(v)))
+		}
 		return err
 	})
 	if err != nil {
@@ -56,7 +60,70 @@ func (s *Store) reload(ctx context.Context) error {
 	case old != nil && old.tree.N > p.tree.N:
 		return fault.New(fault.Conflict, "cannot use the ledger: it was rolled back from %d to %d entries while it was open", old.tree.N, p.tree.N).WithHint("handrail ledger verify")
 	}
+	if old != nil && old.tree.N > 0 && was != old.tree.Hash {
+		return errFork(old.tree.N)
+	}
 	s.advance(p)
+	return nil
+}
+
+func errFork(n int64) error {
+	return fault.New(fault.Conflict, "cannot use the ledger: it is a fork: its first %d entries are not those that this server has seen", n).
+		WithHint("handrail ledger verify, then put the other copy back, or sign a new epoch with the root key")
+}
+
+// Beyond this many new entries the tree is rebuilt from its tiles.
+const catchUpMax = 8 << 10
+
+// catchUp follows what another server has appended. What it finds must extend
+// what was published here; otherwise the database was rolled back or replaced
+// by a fork (a standby that lagged was promoted), and the store is damaged.
+func (s *Store) catchUp(ctx context.Context) error {
+	s.growing.Lock()
+	defer s.growing.Unlock()
+	err := s.extend(ctx)
+	if err != nil && fault.KindOf(err) == fault.Conflict {
+		s.setDamage(err)
+	}
+	return err
+}
+
+func (s *Store) extend(ctx context.Context) error {
+	p := s.head.Load()
+	var head headRow
+	var hashes [][]byte
+	err := s.View(ctx, func(v *View) (err error) {
+		if head, err = One[headRow](v, `SELECT n, root FROM ledger_head WHERE id = 1`); err != nil || head.N <= p.tree.N || head.N-p.tree.N > catchUpMax {
+			return err
+		}
+		hashes, err = All[[]byte](v, `SELECT hash FROM ledger_entry WHERE seq >= $1 AND seq < $2 ORDER BY seq`, p.tree.N, head.N)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case head.N < p.tree.N:
+		return fault.New(fault.Conflict, "cannot use the ledger: it was rolled back from %d to %d entries while it was open", p.tree.N, head.N).
+			WithHint("handrail ledger verify, then put the newest copy back, or sign a new epoch with the root key")
+	case head.N == p.tree.N:
+		if head.N > 0 && head.Root != p.tree.Hash.String() {
+			return errFork(head.N)
+		}
+		return nil
+	case head.N-p.tree.N > catchUpMax:
+		return s.reload(ctx)
+	}
+	f := p.frontier.Snapshot()
+	for _, h := range hashes {
+		if len(h) != tlog.HashSize {
+			return fault.New(fault.Conflict, "cannot use the ledger: its entries do not add up to its head at %d", head.N).WithHint("handrail ledger verify")
+		}
+		f.Append(tlog.Hash(h), nil)
+	}
+	if f.Size() != head.N || f.Tree().Hash.String() != head.Root {
+		return errFork(p.tree.N) // or a touched row, which Verify tells apart
+	}
+	s.publish(&f)
 	return nil
 }
 

@@ -38,13 +38,14 @@ func (txRunner) numbered() bool { return true }
 // does must depend on nothing but the rows it reads and on Now and Random,
 // since fn may run more than once; and it holds the writer, so it does no I/O.
 type Tx struct {
-	ctx   context.Context
-	run   runner
-	now   time.Time
-	wrote bool
-	done  bool
-	fatal error // the database gave up the whole transaction
-	retry error // PostgreSQL wants the transaction run again
+	ctx    context.Context
+	run    runner
+	now    time.Time
+	wrote  bool
+	done   bool
+	failed bool  // a statement failed, after which PostgreSQL takes no other
+	fatal  error // the database gave up the whole transaction
+	retry  error // PostgreSQL wants the transaction run again
 }
 
 func (t *Tx) rows(q string, args []any) (*sql.Rows, error) {
@@ -83,6 +84,7 @@ func (t *Tx) Exec(q string, args ...any) (int64, error) {
 // note keeps an error after which SQLite may have ended the transaction by
 // itself: nothing of this batch may commit then.
 func (t *Tx) note(err error) {
+	t.failed = t.failed || err != nil
 	switch c := classify2(err); {
 	case t.fatal == nil && (c == errFull || c == errAway):
 		t.fatal = err
