@@ -99,6 +99,7 @@ func serverCommand(version string) *cobra.Command {
 	f.StringVar(&c.Listen, "listen", "", "address of page, API and nodes")
 	f.StringVar(&c.SSHListen, "ssh-listen", "", "address of the SSH gateway")
 	publicFlags(cmd, &c)
+	cmd.AddCommand(serverJoinCommand())
 	return cmd
 }
 

@@ -21,6 +21,7 @@ import (
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/notice"
+	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/feature/recording"
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/feature/session"
@@ -81,6 +82,8 @@ type Server struct {
 	roster     *roster.Roster
 	locks      atomic.Pointer[roster.Roster] // the same, once it is there: the spool may ask before
 	notices    *notice.Hub
+	peers      *peer.Peers
+	id         string // of this server; empty over SQLite, where it is the only one
 	gate       *sshgate.Gate
 	handler    http.Handler
 }
@@ -93,7 +96,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data)}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openFleet, s.openSessions, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openFleet, s.openSessions, s.openPeers, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -117,6 +120,9 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 	if s.ring, err = keyring.Open(s.p.keys()); err != nil {
 		return err
 	}
+	if err = s.beOne(); err != nil {
+		return err
+	}
 	s.bootstrap = &identity.Flag{}
 	dsn := s.c.Database
 	if dsn == "" {
@@ -127,12 +133,15 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 		DSN: dsn, Origin: s.ring.Origin(), Signer: s.ring.Log(), Verifier: s.ring.LogVerifier(),
 		Seals: s.ring.Subjects(), Bootstrap: s.bootstrap.Active, Spool: s.p.server(), Epoch: bundle.Epoch,
 		Unspool: s.unspool,
-		Bundle:  func() []byte { return signed }, Migrations: migrations(), Observations: fleet.Observations(),
+		Bundle:  func() []byte { return signed }, Migrations: migrations(), Observations: slices.Concat(fleet.Observations(), peer.Observations()),
 	})
 	if err != nil {
 		return err
 	}
 	s.onClose(func() { s.store.Close() })
+	if s.shared() {
+		return s.ring.Subjects().UseShelf(peer.Shelf(s.store))
+	}
 	return nil
 }
 
@@ -152,7 +161,7 @@ func (s *Server) unspool(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
 // migrations is every feature's tables, in the order of the manual.
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
-		identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(),
+		identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -163,7 +172,7 @@ func migrations() (all []store.Migration) {
 func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
-		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(),
+		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
 	} {
 		all = append(all, actions...)
 	}
@@ -186,7 +195,7 @@ func (s *Server) openPeople(ctx context.Context) error {
 }
 
 func (s *Server) openDoor(context.Context) error {
-	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force))
+	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds())
 	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
 	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
 	s.access = access.New(access.Deps{
@@ -277,7 +286,7 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 func (s *Server) openSurfaces(context.Context) (err error) {
 	api := rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
-		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Recordings: s.recordings, Notices: s.notices,
+		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
@@ -398,6 +407,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)
 	run(below, "followers", s.follow)
+	run(below, "servers", s.runPeers)
 	run(below, "watchers", s.sessions.RecheckLoop)
 	run(above, "control socket", func(ctx context.Context) error { return door.serve(ctx, control) })
 	run(above, "ssh gateway", func(ctx context.Context) error { return s.gate.Serve(ctx, s.c.SSHListener) })

@@ -139,6 +139,7 @@ func (s *Server) followFrom(ctx context.Context, after *int64) error {
 			s.notices.Publish(n)
 		}
 		s.loudly(e)
+		s.followServers(e)
 		if watchersMayChange(e) {
 			s.sessions.Recheck()
 		}

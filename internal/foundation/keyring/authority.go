@@ -74,6 +74,10 @@ func (r *Ring) ServerCertificate(names []string) (tls.Certificate, error) {
 	}
 	tmpl := r.template("handrail server", x509.ExtKeyUsageServerAuth)
 	tmpl.DNSNames = []string{ServerName}
+	if r.server != "" {
+		tmpl.URIs = []*url.URL{serverURI(r.server)}
+		tmpl.ExtKeyUsage = append(tmpl.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
+	}
 	for _, n := range names {
 		if ip := net.ParseIP(n); ip != nil {
 			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)

@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -13,7 +14,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -172,7 +172,7 @@ func (d secureDir) readBase64(name string, size int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(text)))
+	b, err := decodeLine(text)
 	if err != nil || len(b) != size {
 		return nil, d.damaged(name, fmt.Errorf("not %d bytes of base64", size))
 	}
@@ -233,3 +233,9 @@ func (d secureDir) readAuthority() (*ecdsa.PrivateKey, *x509.Certificate, error)
 	}
 	return key, cert, nil
 }
+
+func decodeLine(text []byte) ([]byte, error) {
+	return base64.StdEncoding.DecodeString(string(trimLine(text)))
+}
+
+func trimLine(text []byte) []byte { return bytes.TrimSpace(text) }

@@ -65,6 +65,7 @@ type Ring struct {
 	signed   []byte
 	subjects *Subjects
 	replay   *ReplayKey
+	server   string // which server of the installation this is; "": the only one
 }
 
 // Open reads the ring in dir. It refuses a ring that is half made, that others

@@ -34,8 +34,10 @@ type Subjects struct {
 	d      secureDir
 	master Secret
 
-	mu   sync.RWMutex
-	open map[string]cipher.AEAD
+	mu     sync.RWMutex
+	open   map[string]cipher.AEAD
+	shared bool  // other servers seal, too
+	shelf  Shelf // where they agree; nil: not yet, or there are none
 }
 
 func openSubjects(ring secureDir, path string) (*Subjects, error) {
@@ -79,13 +81,15 @@ func (s *Subjects) Destroy(subject string) error {
 	if err := checkSubject(subject); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.open, subject)
-	if err := s.d.create(subject+suffixGone, nil, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
+	s.mu.RLock()
+	shelf := s.shelf
+	s.mu.RUnlock()
+	if shelf != nil { // first: a crash in between leaves it erased for everybody
+		if err := shelf.Destroy(subject); err != nil {
+			return err
+		}
 	}
-	return s.shred(subject)
+	return s.destroyHere(subject)
 }
 
 // shred overwrites and unlinks the key file. The overwrite does not reach
@@ -144,9 +148,18 @@ func (s *Subjects) load(subject string, mayMake bool) (Secret, error) {
 		}
 		return Secret{}, fault.New(fault.NotFound, "cannot open anything of %s: it was erased", subject)
 	}
-	if mayMake && !s.d.has(subject+suffixKey) {
-		if err := s.make(subject); err != nil && !errors.Is(err, fs.ErrExist) {
+	if !s.d.has(subject + suffixKey) {
+		var err error
+		if s.shared {
+			err = s.fetch(subject, mayMake)
+		} else if mayMake {
+			err = s.make(subject)
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return Secret{}, err
+		}
+		if s.d.has(subject + suffixGone) {
+			return Secret{}, fault.New(fault.NotFound, "cannot open anything of %s: it was erased", subject)
 		}
 	}
 	if !s.d.has(subject + suffixKey) {
@@ -168,13 +181,21 @@ func (s *Subjects) load(subject string, mayMake bool) (Secret, error) {
 }
 
 func (s *Subjects) make(subject string) error {
+	wrapped, err := s.wrapNew(subject)
+	if err != nil {
+		return err
+	}
+	return s.d.create(subject+suffixKey, wrapped, 0o600)
+}
+
+func (s *Subjects) wrapNew(subject string) ([]byte, error) {
 	master, err := chacha20poly1305.NewX(s.master.Reveal())
 	if err != nil {
-		return fault.Wrap(fault.Internal, err, "cannot use the master key")
+		return nil, fault.Wrap(fault.Internal, err, "cannot use the master key")
 	}
 	raw := NewSecret(randomBytes(chacha20poly1305.KeySize))
 	defer raw.Wipe()
-	return s.d.create(subject+suffixKey, seal(master, raw.Reveal(), wrapContext(subject)), 0o600)
+	return seal(master, raw.Reveal(), wrapContext(subject)), nil
 }
 
 func checkSubject(subject string) error {

@@ -10,6 +10,7 @@ const (
 	UpFacts       = "facts"       // message: Facts
 	UpEvent       = "event"       // request: Event → "ok"; sent again until answered
 	UpRenew       = "renew"       // request: RenewAsk → RenewAnswer
+	UpServers     = "servers"     // request: ServersAsk → ServersAnswer
 )
 
 // Names of what goes down (node.<host>.down.<name>, fleet.down.<name>).

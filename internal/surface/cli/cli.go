@@ -89,6 +89,8 @@ func New(d Deps) *cobra.Command {
 	t.add(root, "watch", t.watchCommands()...)
 	t.add(root, "prove", t.proveCommands()...)
 	t.add(root, "machine", d.Roles...)
+	t.add(root, "look", t.serversCommand())
+	t.addServerVerbs(root)
 	t.add(root, "start", t.completionCommand(root), t.versionCommand())
 	root.SetHelpCommand(helpCommand(root))
 	usageFaults(root)

@@ -32,6 +32,7 @@ type client struct {
 	sessions  handrailv1connect.SessionsClient
 	ledger    handrailv1connect.LedgerClient
 	policies  handrailv1connect.PoliciesClient
+	servers   handrailv1connect.ServersClient
 }
 
 // client opens the folder for somebody who is logged in.
@@ -78,6 +79,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		sessions:  handrailv1connect.NewSessionsClient(h, base, option),
 		ledger:    handrailv1connect.NewLedgerClient(h, base, option),
 		policies:  handrailv1connect.NewPoliciesClient(h, base, option),
+		servers:   handrailv1connect.NewServersClient(h, base, option),
 	}
 }
 

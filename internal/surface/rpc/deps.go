@@ -13,6 +13,7 @@ import (
 	"handrail.dev/handrail/api/handrail/v1/handrailv1connect"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/notice"
+	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/feature/recording"
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/feature/session"
@@ -41,6 +42,7 @@ type Deps struct {
 	Sessions   *session.Sessions
 	Recordings *recording.Recordings
 	Notices    *notice.Hub
+	Peers      *peer.Peers
 	Info       func() Info
 	Now        func() time.Time
 	Log        *slog.Logger
@@ -77,6 +79,7 @@ func Handler(d *Deps) http.Handler {
 		func() (string, http.Handler) { return handrailv1connect.NewLedgerHandler(ledgers{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPoliciesHandler(policies{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewEventsHandler(events{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewServersHandler(servers{d}, options...) },
 	} {
 		path, h := mount()
 		mux.Handle(path, h)

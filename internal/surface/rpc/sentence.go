@@ -26,11 +26,18 @@ type said struct {
 }
 
 // Told says whether an action has a sentence of its own.
-func Told(action ledger.Action) bool { return sentences[string(action)] != nil }
+func Told(action ledger.Action) bool { return tellerOf(string(action)) != nil }
+
+func tellerOf(action string) func(*said) string {
+	if tell := serverSentences[action]; tell != nil {
+		return tell
+	}
+	return sentences[action]
+}
 
 func (s *said) sentence() string {
 	text := ""
-	if tell := sentences[s.Action]; tell != nil && len(s.payload) > 0 {
+	if tell := tellerOf(s.Action); tell != nil && len(s.payload) > 0 {
 		text = tell(s)
 	}
 	if text == "" || s.unread {

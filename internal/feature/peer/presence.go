@@ -1,0 +1,230 @@
+package peer
+
+import (
+	"context"
+	"encoding/base64"
+	"slices"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/store"
+)
+
+const (
+	beatEvery = 2 * time.Second
+	// awayAfter is how long a server may stand still before it counts as away.
+	awayAfter = 10 * time.Second
+	// goneAfter is when somebody else closes what it left open.
+	goneAfter = 40 * time.Second
+)
+
+// beat is when a server's count last moved, by our own clock: those of the
+// servers need not agree.
+type beat struct {
+	n    int64
+	at   time.Time
+	told bool // that it is gone
+}
+
+type presenceRow struct {
+	ID       string `db:"id"`
+	Beat     int64  `db:"beat"`
+	Version  string `db:"version"`
+	Size     int64  `db:"size"`
+	Route    string `db:"route"`
+	Nodes    int64  `db:"nodes"`
+	Sessions int64  `db:"sessions"`
+}
+
+// Run says every two seconds that this server lives, and looks at the others.
+func (p *Peers) Run(ctx context.Context) error {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for {
+		if err := p.say(ctx); err != nil && ctx.Err() == nil {
+			p.d.Log.Warn("this server cannot say that it lives", "error", err)
+		} else if err := p.look(ctx); err != nil && ctx.Err() == nil {
+			p.d.Log.Warn("the other servers cannot be looked at", "error", err)
+		}
+		p.buryGone(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-p.kick:
+		}
+	}
+}
+
+// Look makes Run look at once. Who follows the ledger calls it after an entry
+// about servers.
+func (p *Peers) Look() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (p *Peers) say(ctx context.Context) error {
+	now := p.d.Load()
+	return p.d.Store.Observe(ctx, func(o *store.Obs) error {
+		_, err := o.Exec(`INSERT INTO server_presence (id, beat, version, size, route, nodes, sessions) VALUES ($1, 1, $2, $3, $4, $5, $6)
+			ON CONFLICT (id) DO UPDATE SET beat = server_presence.beat + 1, version = $2, size = $3, route = $4, nodes = $5, sessions = $6`,
+			p.d.Self.ID, p.d.Self.Version, now.Size, now.Route, now.Nodes, now.Sessions)
+		return err
+	})
+}
+
+// look reads the list and who moved since.
+func (p *Peers) look(ctx context.Context) error {
+	var rows []Server
+	err := p.d.Store.View(ctx, func(v *store.View) (err error) {
+		rows, err = store.All[Server](v, selectServer+`WHERE state <> $1 ORDER BY name, id`, StateRemoved)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	var said []presenceRow
+	err = p.d.Store.ViewObserved(ctx, func(v *store.View) (err error) {
+		said, err = store.All[presenceRow](v, `SELECT id, beat, version, size, route, nodes, sessions FROM server_presence`)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	p.mu.Lock()
+	before := p.list
+	for i := range rows {
+		p.markLocked(&rows[i], said, now)
+	}
+	p.list = rows
+	p.mu.Unlock()
+	if !slices.EqualFunc(before, rows, sameNews) && p.d.Changed != nil {
+		p.d.Changed(append([]Server(nil), rows...))
+	}
+	return nil
+}
+
+func (p *Peers) markLocked(s *Server, said []presenceRow, now time.Time) {
+	s.Self = s.ID == p.d.Self.ID
+	i := slices.IndexFunc(said, func(r presenceRow) bool { return r.ID == s.ID })
+	if i < 0 {
+		return
+	}
+	r := said[i]
+	s.Presence = Presence{Program: r.Version, Size: r.Size, Route: r.Route, Nodes: r.Nodes, Sessions: r.Sessions}
+	b, known := p.beats[s.ID]
+	if !known || b.n != r.Beat {
+		b = beat{n: r.Beat, at: now}
+		p.beats[s.ID] = b
+	}
+	s.Seen, s.Alive = b.at, s.Self || now.Sub(b.at) < awayAfter
+}
+
+// sameNews says that nobody need hear of the difference.
+func sameNews(a, b Server) bool {
+	return a.ID == b.ID && a.Version == b.Version && a.Alive == b.Alive && a.Route == b.Route
+}
+
+// buryGone tells once of each server that has stood still for long.
+func (p *Peers) buryGone(ctx context.Context) {
+	if p.d.Gone == nil {
+		return
+	}
+	var gone []Server
+	p.mu.Lock()
+	for _, s := range p.list {
+		b, known := p.beats[s.ID]
+		if !s.Self && known && !b.told && time.Since(b.at) > goneAfter {
+			b.told = true
+			p.beats[s.ID] = b
+			gone = append(gone, s)
+		}
+	}
+	p.mu.Unlock()
+	for _, s := range gone {
+		p.d.Gone(ctx, s)
+	}
+}
+
+// Shelf is where the servers agree on data keys (keyring.Shelf).
+func Shelf(s *store.Store) keyring.Shelf { return shelf{s} }
+
+type shelf struct{ s *store.Store }
+
+// gone marks a subject that was erased.
+const gone = "erased"
+
+func unshelve(texts []string) (wrapped []byte, erased bool, err error) {
+	if len(texts) == 0 {
+		return nil, false, nil
+	}
+	if texts[0] == gone {
+		return nil, true, nil
+	}
+	wrapped, err = base64.StdEncoding.DecodeString(texts[0])
+	return wrapped, false, err
+}
+
+// durable makes the commit wait for the disk, which observations need not.
+func durable(o *store.Obs) error {
+	_, err := o.Exec(`SET LOCAL synchronous_commit TO on`)
+	return err
+}
+
+func (h shelf) Put(subject string, wrapped []byte) (kept []byte, erased bool, err error) {
+	err = h.s.Observe(context.Background(), func(o *store.Obs) error {
+		if err := durable(o); err != nil {
+			return err
+		}
+		if _, err := o.Exec(`INSERT INTO data_keys (subject, wrapped) VALUES ($1, $2) ON CONFLICT (subject) DO NOTHING`,
+			subject, base64.StdEncoding.EncodeToString(wrapped)); err != nil {
+			return err
+		}
+		texts, err := store.All[string](o, `SELECT wrapped FROM data_keys WHERE subject = $1`, subject)
+		if err == nil {
+			kept, erased, err = unshelve(texts)
+		}
+		return err
+	})
+	return kept, erased, err
+}
+
+func (h shelf) Get(subject string) (wrapped []byte, erased bool, err error) {
+	err = h.s.ViewObserved(context.Background(), func(v *store.View) error {
+		texts, err := store.All[string](v, `SELECT wrapped FROM data_keys WHERE subject = $1`, subject)
+		if err == nil {
+			wrapped, erased, err = unshelve(texts)
+		}
+		return err
+	})
+	return wrapped, erased, err
+}
+
+func (h shelf) Destroy(subject string) error {
+	return h.s.Observe(context.Background(), func(o *store.Obs) error {
+		if err := durable(o); err != nil {
+			return err
+		}
+		_, err := o.Exec(`INSERT INTO data_keys (subject, wrapped) VALUES ($1, $2) ON CONFLICT (subject) DO UPDATE SET wrapped = $2`, subject, gone)
+		return err
+	})
+}
+
+func (h shelf) List() (map[string]bool, error) {
+	all := map[string]bool{}
+	err := h.s.ViewObserved(context.Background(), func(v *store.View) error {
+		type row struct {
+			Subject string `db:"subject"`
+			Gone    bool   `db:"gone"`
+		}
+		rows, err := store.All[row](v, `SELECT subject, wrapped = 'erased' AS gone FROM data_keys`)
+		for _, r := range rows {
+			all[r.Subject] = r.Gone
+		}
+		return err
+	})
+	return all, err
+}
