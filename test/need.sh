@@ -24,11 +24,12 @@ if ((${#missing[@]})); then
 		echo "missing for some tests, which skip: ${missing[*]}  (as root: apt-get install ${missing[*]})"
 	fi
 fi
-if [[ -f test/browser/package.json && ! -d test/browser/node_modules ]]; then
+for from in browser provider; do
+	[[ -f test/$from/package.json && ! -d test/$from/node_modules ]] || continue
 	if command -v npm >/dev/null; then
-		(cd test/browser && npm install --no-audit --no-fund --silent) || echo "npm could not install the browser driver: browser tests skip"
+		(cd "test/$from" && npm install --no-audit --no-fund --silent) || echo "npm could not install what test/$from needs: its tests skip"
 	else
-		echo "npm is missing: browser tests skip"
+		echo "npm is missing: the tests of test/$from skip"
 	fi
-fi
+done
 exit 0

@@ -37,7 +37,7 @@ func upCommand(version string) *cobra.Command {
 		Long:  "Starts server, warden and link of this machine and watches them. Ctrl-C stops all of it.",
 		Example: `  handrail up                                          # everything on this machine
   handrail up --data ./data --listen 127.0.0.1:8080    # data and page where you say`,
-		Args: cobra.NoArgs, PreRunE: configure,
+		Args: cobra.NoArgs, PreRunE: c.configureUp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Out = cmd.OutOrStdout()
 			return Up(cmd.Context(), c)
@@ -88,7 +88,7 @@ func serverCommand(version string) *cobra.Command {
 		Long:  "Starts the server without a node on this machine. Hosts come by `handrail host invite`.",
 		Example: `  handrail server --listen 0.0.0.0:7080 --ssh-listen 0.0.0.0:7022 --url https://handrail.example.org:7080
   handrail server --database postgres://handrail@db/handrail   # PostgreSQL instead of SQLite`,
-		Args: cobra.NoArgs, PreRunE: configure,
+		Args: cobra.NoArgs, PreRunE: c.configureUp,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Out = cmd.OutOrStdout()
 			return Up(cmd.Context(), c)
@@ -114,6 +114,9 @@ func serverRoleCommand(version string) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c.Log, c.Database = logger(), os.Getenv(databaseEnv)
 			var err error
+			if c.sections, err = takeSections(os.Getenv(sectionsEnv)); err != nil {
+				return err
+			}
 			if c.Listener, err = givenPort(fd); err != nil {
 				return err
 			}

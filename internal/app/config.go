@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -81,9 +82,18 @@ func settings() (map[string]setting, error) {
 	return all, nil
 }
 
-// readConfig reads the file. Who can write it chooses what root runs with, so
-// root takes it only from root.
+// readConfig reads the file.
 func readConfig(path string) (map[string]string, error) {
+	text, err := configText(path)
+	if err != nil {
+		return nil, err
+	}
+	return parseConfig(text)
+}
+
+// configText is the file. Who can write it chooses what root runs with, so root
+// takes it only from root.
+func configText(path string) ([]byte, error) {
 	if path == "" {
 		return nil, fs.ErrNotExist
 	}
@@ -109,11 +119,12 @@ func readConfig(path string) (map[string]string, error) {
 	if len(text) > maxConfig {
 		return nil, fmt.Errorf("it is larger than %d bytes", maxConfig)
 	}
-	return parseConfig(text)
+	return text, nil
 }
 
-// parseConfig reads `name = "value"` lines (TOML). What it does not know is an
-// error: a misspelt setting would otherwise be a default that nobody wanted.
+// parseConfig reads `name = "value"` lines (TOML), and checks the tables. What
+// it does not know is an error: a misspelt setting would otherwise be a default
+// that nobody wanted.
 func parseConfig(text []byte) (map[string]string, error) {
 	var raw map[string]any
 	if err := toml.Unmarshal(text, &raw); err != nil {
@@ -126,7 +137,10 @@ func parseConfig(text []byte) (map[string]string, error) {
 	values := map[string]string{}
 	for name, v := range raw {
 		value, ok := v.(string)
+		_, table := v.(map[string]any)
 		switch {
+		case table && slices.Contains(sectionNames, name):
+			continue
 		case !known[name]:
 			if near := fault.Nearest(name, settingNames); near != "" {
 				return nil, fmt.Errorf("there is no setting %q, did you mean %q?", name, near)
@@ -137,7 +151,8 @@ func parseConfig(text []byte) (map[string]string, error) {
 		}
 		values[name] = value
 	}
-	return values, nil
+	_, err := parseSections(text)
+	return values, err
 }
 
 // configure fills the flags that were not given from environment and file.
@@ -163,7 +178,29 @@ func configCommand() *cobra.Command {
 		Long: `A flag wins over the environment, which wins over one optional file. A setting
 has one name everywhere: --ssh-listen, HANDRAIL_SSH_LISTEN, ssh-listen = "…".
 The file is /etc/handrail/handrail.toml for root, handrail/handrail.toml in the
-configuration folder for everybody else, or what HANDRAIL_CONFIG names.`,
+configuration folder for everybody else, or what HANDRAIL_CONFIG names.
+
+It may have a table for logging in at your company's provider:
+
+  [oidc]
+  issuer = "https://id.example.com"
+  name = "Example ID"                # on the button of the login page
+  client-id = "handrail"
+  client-secret-file = "oidc.secret" # mode 600; without it a public client
+  person-claim = "email"             # which claim says who somebody is, and
+  person-is = "mail"                 # what it holds: mail, name or directory
+  mail-domains = ["example.com"]     # ada@example.com is ada
+  groups-claim = "groups"            # without it nobody gets a group
+  unknown = "refuse"                 # or add: a person without a group
+  device-code = false                # handrail login --device
+  credentials-may-approve = false    # keys made by such a login never approve
+
+  [oidc.groups]                      # theirs = ours; what is not here is nothing
+  "sre-team" = "operator"
+
+At the provider, register the redirects URL/login/provider/back and
+URL/login/provider/paste, and http://127.0.0.1/handrail for commands. What the
+provider says must be in the ID token.`,
 		Example: `  handrail config explain                                  # what 'handrail up' would use, and why
   HANDRAIL_LISTEN=127.0.0.1:8080 handrail config explain   # try a value`,
 		Args: cobra.NoArgs,

@@ -33,6 +33,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/oidc"
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
@@ -55,6 +56,8 @@ type ServerConfig struct {
 	Demo     bool
 	Version  string
 
+	sections sections // of the configuration file
+
 	Given *tls.Certificate // for browsers; nil: our own authority's
 
 	Listener, SSHListener net.Listener
@@ -71,6 +74,7 @@ type Server struct {
 	bootstrap  *identity.Flag
 	store      *store.Store
 	people     *identity.People
+	provider   *oidc.Provider // nil: none is configured
 	hosts      *target.Hosts
 	force      *policy.Force
 	access     *access.Access
@@ -185,7 +189,10 @@ func (s *Server) openPeople(ctx context.Context) error {
 	if host, _, err := net.SplitHostPort(strings.TrimPrefix(strings.TrimPrefix(url, "https://"), "http://")); err == nil {
 		rpID = host
 	}
-	s.people = identity.New(identity.Deps{Store: s.store, Ring: s.ring, Bootstrap: s.bootstrap, RPID: rpID, Origins: []string{url}})
+	s.people = identity.New(identity.Deps{
+		Store: s.store, Ring: s.ring, Bootstrap: s.bootstrap, RPID: rpID, Origins: []string{url}, ProviderApproves: s.providerApproves(),
+	})
+	s.openProvider()
 	if err := s.people.Start(ctx); err != nil {
 		return err
 	}
@@ -287,6 +294,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 	api := rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
+		Provider: s.provider,
 		Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})

@@ -39,6 +39,7 @@ type UpConfig struct {
 	ServerOnly bool
 	Quiet      bool // print nothing but errors
 	Version    string
+	sections   sections // of the configuration file
 	Out        io.Writer
 	Log        *slog.Logger
 	// Also runs once all is up, for example the demo's story.
@@ -240,7 +241,11 @@ func (s *supervisor) serverRole() (role.Role, error) {
 	if s.c.Demo {
 		args = append(args, "--demo")
 	}
-	r := role.Role{Name: "server", Args: args, Account: s.at.Server, Env: []string{databaseEnv + "=" + s.c.Database}}
+	tables, err := s.c.sections.hand()
+	if err != nil {
+		return role.Role{}, fault.Wrap(fault.Internal, err, "cannot hand the configuration to the server")
+	}
+	r := role.Role{Name: "server", Args: args, Account: s.at.Server, Env: []string{databaseEnv + "=" + s.c.Database, sectionsEnv + "=" + tables}}
 	for _, l := range []*net.TCPListener{s.page, s.ssh} {
 		f, err := l.File()
 		if err != nil {

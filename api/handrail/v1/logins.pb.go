@@ -1319,6 +1319,7 @@ type Credential struct {
 	Created        *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created,proto3" json:"created,omitempty"`
 	MayApproveFrom *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=may_approve_from,json=mayApproveFrom,proto3" json:"may_approve_from,omitempty"`
 	Fingerprint    string                 `protobuf:"bytes,6,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	NeverApproves  bool                   `protobuf:"varint,7,opt,name=never_approves,json=neverApproves,proto3" json:"never_approves,omitempty"` // it logs in and signs no approval
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1393,6 +1394,13 @@ func (x *Credential) GetFingerprint() string {
 		return x.Fingerprint
 	}
 	return ""
+}
+
+func (x *Credential) GetNeverApproves() bool {
+	if x != nil {
+		return x.NeverApproves
+	}
+	return false
 }
 
 // Installation is what every page and `status` say about this installation.
@@ -1630,7 +1638,7 @@ const file_handrail_v1_logins_proto_rawDesc = "" +
 	"\vcredentials\x18\a \x03(\v2\x17.handrail.v1.CredentialR\vcredentials\x12\x1f\n" +
 	"\vowes_review\x18\b \x01(\bR\n" +
 	"owesReview\x12\x17\n" +
-	"\ais_self\x18\t \x01(\bR\x06isSelf:\x04\xd8\xf3\x18\x02\"\xe8\x01\n" +
+	"\ais_self\x18\t \x01(\bR\x06isSelf:\x04\xd8\xf3\x18\x02\"\x8f\x02\n" +
 	"\n" +
 	"Credential\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -1638,7 +1646,8 @@ const file_handrail_v1_logins_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x124\n" +
 	"\acreated\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12D\n" +
 	"\x10may_approve_from\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0emayApproveFrom\x12 \n" +
-	"\vfingerprint\x18\x06 \x01(\tR\vfingerprint:\x04\xd8\xf3\x18\x02\"\xa6\x03\n" +
+	"\vfingerprint\x18\x06 \x01(\tR\vfingerprint\x12%\n" +
+	"\x0enever_approves\x18\a \x01(\bR\rneverApproves:\x04\xd8\xf3\x18\x02\"\xa6\x03\n" +
 	"\fInstallation\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12\x18\n" +

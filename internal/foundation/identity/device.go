@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"context"
+	"math"
 	"strings"
 	"time"
 
@@ -39,10 +40,18 @@ type Credential struct {
 	Created        int64  `db:"created"`
 	MayApproveFrom int64  `db:"may_approve_from"`
 	Revoked        int64  `db:"revoked"`
+	Born           string `db:"born"` // of a device: token, provider
 	Version        int64  `db:"version"`
 }
 
-const selectDevice = `SELECT id, person, 'device' AS kind, name, fingerprint, public_key, created, may_approve_from, revoked, version FROM devices `
+// NeverApproves says that the credential logs in and signs no approval, as it
+// was made by a login at a provider that is not trusted that far.
+func (c Credential) NeverApproves() bool { return c.MayApproveFrom == never }
+
+// never is a time that does not come.
+const never = math.MaxInt64
+
+const selectDevice = `SELECT id, person, 'device' AS kind, name, fingerprint, public_key, created, may_approve_from, revoked, born, version FROM devices `
 
 // parseDeviceKey reads an SSH public key in wire format. Device keys are
 // Ed25519, in software or on a security key: one algorithm to get right.
@@ -78,10 +87,13 @@ func (p *People) enrolDevice(tx *store.Tx, who Person, key ssh.PublicKey, name, 
 			return "", nil, fault.New(fault.Conflict, "cannot enrol device key %s: it belongs to somebody else", print).WithHint("make another key for %s", who.Name)
 		case d.Revoked != 0:
 			return "", nil, fault.New(fault.Denied, "cannot use device key %s: it was revoked", print).WithHint("make another key and log in with a new link")
+		case born == bornToken && d.Born == bornProvider:
+			entries, err := p.stoodFor(tx, d)
+			return d.ID, entries, err
 		}
 		return d.ID, nil, nil
 	}
-	if born != bornToken {
+	if born != bornToken && born != bornProvider {
 		return "", nil, unknownDevice()
 	}
 	count, err := store.One[int64](tx, `SELECT COUNT(*) FROM devices WHERE person = $1 AND revoked = 0`, who.ID)
@@ -95,12 +107,15 @@ func (p *People) enrolDevice(tx *store.Tx, who Person, key ssh.PublicKey, name, 
 	if err != nil {
 		return "", nil, err
 	}
+	if born == bornProvider {
+		from = p.providerFrom(tx)
+	}
 	if name = label(name, maxLabel); name == "" {
 		name = "device"
 	}
 	id := store.NewID('d')
-	if _, err := tx.Exec(`INSERT INTO devices (id, person, name, public_key, fingerprint, created, may_approve_from, revoked, version)
-VALUES ($1, $2, $3, $4, $5, $6, $7, 0, 1)`, id, who.ID, name, key.Marshal(), print, micros(tx.Now()), from); err != nil {
+	if _, err := tx.Exec(`INSERT INTO devices (id, person, name, public_key, fingerprint, created, may_approve_from, revoked, born, version)
+VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, 1)`, id, who.ID, name, key.Marshal(), print, micros(tx.Now()), from, born); err != nil {
 		return "", nil, err
 	}
 	return id, []ledger.Entry{{
@@ -120,6 +135,36 @@ func (p *People) approveFrom(tx *store.Tx) (int64, error) {
 		return micros(tx.Now()), nil
 	}
 	return micros(tx.Now().Add(soberingUp)), nil
+}
+
+// providerFrom is from when a credential may approve that a login at the
+// provider made: a day later, bootstrap or not, or never.
+func (p *People) providerFrom(tx *store.Tx) int64 {
+	if !p.providerApproves {
+		return never
+	}
+	return micros(tx.Now().Add(soberingUp))
+}
+
+// stoodFor makes a device that the provider vouched for one that a login link
+// did: somebody else agreed to that link.
+func (p *People) stoodFor(tx *store.Tx, d Credential) ([]ledger.Entry, error) {
+	from, err := p.approveFrom(tx)
+	if err != nil {
+		return nil, err
+	}
+	n, err := tx.Exec(`UPDATE devices SET born = $1, may_approve_from = $2, version = $3 WHERE id = $4 AND version = $5`,
+		bornToken, min(from, d.MayApproveFrom), d.Version+1, d.ID, d.Version)
+	if err != nil {
+		return nil, err
+	}
+	if n != 1 {
+		return nil, fault.New(fault.Conflict, "cannot enrol %s: it changed meanwhile", d.ID).WithHint("try again")
+	}
+	return []ledger.Entry{{
+		Action: DeviceEnrolled, Subjects: []string{d.Person}, Object: d.ID, Version: d.Version + 1,
+		Payload: CredentialPayload{V: 1, Person: d.Person, Name: d.Name, Fingerprint: d.Fingerprint, PublicKey: d.PublicKey, MayApproveFrom: min(from, d.MayApproveFrom)},
+	}}, nil
 }
 
 func unknownDevice() error {
@@ -210,6 +255,10 @@ func (p *People) renew(ctx context.Context, deviceKey, nonce, signature []byte, 
 		if err != nil {
 			return nil, err
 		}
+		if device.Born == bornProvider {
+			return nil, fault.New(fault.Unauthenticated, "cannot renew this login: it was made at your provider, which must say again who you are").
+				WithHint("handrail login --provider")
+		}
 		if who, err = byID(tx, device.Person); err != nil {
 			return nil, err
 		}
@@ -272,6 +321,10 @@ func (p *People) VerifyDeviceSignature(q store.Queryer, person string, message, 
 	for _, d := range devices {
 		key, err := ssh.ParsePublicKey(d.PublicKey)
 		if err == nil && verifySSH(key, message, signature) == nil {
+			if d.NeverApproves() {
+				return "", time.Time{}, fault.New(fault.Denied, "cannot approve with %s: it was enrolled by a login at your provider, and nobody here stood for it", d.Name).
+					WithRule("provider-never-approves").WithHint("handrail login-link NAME, have it approved, then handrail login --token-file FILE on this device")
+			}
 			return d.ID, fromMicros(d.MayApproveFrom), nil
 		}
 	}

@@ -35,6 +35,10 @@ type Deps struct {
 	Bootstrap *Flag    // the same that store.Config.Bootstrap reads
 	RPID      string   // passkeys: "localhost" or the host name of the page
 	Origins   []string // passkeys: "http://localhost:4747"
+	// ProviderApproves says that a login at the provider may make credentials
+	// that approve. If not, whoever holds the provider can read as anybody, and
+	// is nobody's second person.
+	ProviderApproves bool
 }
 
 // People is the local directory and everything that proves who somebody is.
@@ -46,6 +50,9 @@ type People struct {
 	cache    cache
 	failures failures
 	codes    codes
+	keeper   Keeper // nil: there is no directory
+
+	providerApproves bool
 
 	mu       sync.RWMutex
 	standing standing
@@ -60,7 +67,7 @@ func New(d Deps) *People {
 	}
 	return &People{
 		store: d.Store, ring: d.Ring, flag: d.Bootstrap,
-		passkeys: newPasskeys(d.RPID, d.Origins), braked: map[string]bool{},
+		passkeys: newPasskeys(d.RPID, d.Origins), braked: map[string]bool{}, providerApproves: d.ProviderApproves,
 	}
 }
 

@@ -20,11 +20,13 @@ const (
 )
 
 // What a login was opened with. Only a token was somebody else's decision, so
-// only a login born of one may enrol further credentials after bootstrap.
+// only a login born of one may enrol further credentials after bootstrap. A
+// login born at the provider may where the installation trusts it that far.
 const (
-	bornToken   = "token"
-	bornDevice  = "device"
-	bornPasskey = "passkey"
+	bornToken    = "token"
+	bornDevice   = "device"
+	bornPasskey  = "passkey"
+	bornProvider = "provider"
 )
 
 // Login is an identity of eight hours; a robot's lasts one.

@@ -142,15 +142,15 @@ func (p *People) mayEnrol(q store.Queryer, by Principal, now time.Time) error {
 	if by.Kind != KindPerson || by.Login == "" {
 		return fault.New(fault.Denied, "cannot enrol a passkey: only a logged-in person can").WithHint("open the page with a login link")
 	}
-	state, err := p.BootstrapTx(q, now)
-	if err != nil || state.Active {
-		return err
-	}
 	login, err := loginByID(q, by.Login)
 	if err != nil {
 		return err
 	}
-	if login.Person != by.ID || login.Born != bornToken {
+	state, err := p.BootstrapTx(q, now)
+	if err != nil || state.Active && login.Born != bornProvider {
+		return err
+	}
+	if login.Person != by.ID || login.Born != bornToken && !(login.Born == bornProvider && p.providerApproves) {
 		return fault.New(fault.NeedsApproval, "cannot enrol a passkey from this login: a new credential needs a second person").
 			WithRule("credentials-need-two").WithHint("handrail login-link %s, have it approved, and open the link", by.Name)
 	}

@@ -15,6 +15,7 @@ const (
 	PersonEnrolled   ledger.Action = "person.enrolled"
 	PersonLocked     ledger.Action = "person.locked"
 	PersonUnlocked   ledger.Action = "person.unlocked"
+	PersonBound      ledger.Action = "person.bound"
 	TokenMade        ledger.Action = "token.made"
 	TokenRedeemed    ledger.Action = "token.redeemed"
 	TokenReplayed    ledger.Action = "token.replayed"
@@ -33,7 +34,7 @@ const (
 // Actions are the ledger actions of identity.
 func Actions() []ledger.Action {
 	return []ledger.Action{
-		PersonAdded, PersonNamed, PersonRegrouped, PersonEnrolled, PersonLocked, PersonUnlocked,
+		PersonAdded, PersonNamed, PersonRegrouped, PersonEnrolled, PersonLocked, PersonUnlocked, PersonBound,
 		TokenMade, TokenRedeemed, TokenReplayed, LoginOpened, LoginEnded, LoginFailed,
 		DeviceEnrolled, PasskeyEnrolled, CredentialLost, CodeConfirmed,
 		BootstrapBegun, BootstrapLimited, BootstrapEnded,
@@ -117,6 +118,17 @@ func Schema() []store.Migration {
 	ended BIGINT NOT NULL,
 	version BIGINT NOT NULL
 )`},
+		{Name: "identity-10-devices-born", SQL: `ALTER TABLE devices ADD COLUMN born TEXT NOT NULL DEFAULT 'token'`},
+		{Name: "identity-11-bindings", SQL: `CREATE TABLE bindings (
+	issuer TEXT NOT NULL,
+	subject TEXT NOT NULL,
+	person TEXT NOT NULL,
+	given TEXT NOT NULL,
+	created BIGINT NOT NULL,
+	version BIGINT NOT NULL,
+	PRIMARY KEY (issuer, subject),
+	UNIQUE (issuer, person)
+)`},
 	}
 }
 
@@ -151,7 +163,7 @@ type LoginPayload struct {
 	Person  string `json:"person"`
 	Device  string `json:"device,omitempty"`
 	Via     string `json:"via"`
-	Born    string `json:"born,omitempty"` // token, device, passkey
+	Born    string `json:"born,omitempty"` // token, device, passkey, provider
 	Source  string `json:"source,omitempty"`
 	Expires int64  `json:"expires,omitempty"`
 }

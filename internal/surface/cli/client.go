@@ -24,6 +24,7 @@ type client struct {
 	http   *http.Client
 
 	logins    handrailv1connect.LoginsClient
+	provider  handrailv1connect.ProviderClient
 	events    handrailv1connect.EventsClient
 	hosts     handrailv1connect.HostsClient
 	people    handrailv1connect.PeopleClient
@@ -71,6 +72,7 @@ func newClient(f folder, l login, tr *trust) *client {
 	return &client{
 		folder: f, login: l, trust: tr, http: h,
 		logins:    handrailv1connect.NewLoginsClient(h, base, option),
+		provider:  handrailv1connect.NewProviderClient(h, base, option),
 		events:    handrailv1connect.NewEventsClient(h, base, option),
 		hosts:     handrailv1connect.NewHostsClient(h, base, option),
 		people:    handrailv1connect.NewPeopleClient(h, base, option),

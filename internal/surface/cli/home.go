@@ -43,6 +43,7 @@ type login struct {
 	Person     string    `json:"person,omitempty"`
 	PersonName string    `json:"person_name,omitempty"`
 	Device     string    `json:"device,omitempty"`
+	Provider   bool      `json:"provider,omitempty"` // logged in at the company's provider
 }
 
 func (t *tool) folder() (folder, error) {

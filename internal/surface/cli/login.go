@@ -29,8 +29,9 @@ func (t *tool) loginCommands() []*cobra.Command {
 func (t *tool) loginCommand() *cobra.Command {
 	var tokenFile, dataDir string
 	var local bool
+	var o atProvider
 	c := t.command("login", "Log in on this device for eight hours",
-		"handrail login                        # renew, or ask for the token you were given\nhandrail login --token-file token.txt  # the token from a file; - is stdin",
+		"handrail login                        # renew, or ask for the token you were given\nhandrail login --provider             # at your company's provider, in the browser\nhandrail login --token-file token.txt  # the token from a file; - is stdin",
 		exactly(),
 		func(cmd *cobra.Command, args []string) error {
 			if local && tokenFile != "" {
@@ -39,7 +40,13 @@ func (t *tool) loginCommand() *cobra.Command {
 			if dataDir != "" && !local {
 				return fault.New(fault.Invalid, "cannot log in: --data goes with --local").WithHint("handrail login --local --data %s", quoteShell(dataDir))
 			}
-			return t.logIn(cmd.Context(), tokenFile, local, dataDir)
+			if o.asked() && (local || tokenFile != "") {
+				return fault.New(fault.Invalid, "cannot log in: a token and a provider exclude each other").WithHint("handrail login --provider")
+			}
+			if err := o.check(); err != nil {
+				return err
+			}
+			return t.logIn(cmd.Context(), tokenFile, local, dataDir, o)
 		})
 	c.Long = `Log in on this device for eight hours.
 
@@ -47,7 +54,13 @@ The first time, handrail asks for the login token that you were given; it is
 never an argument, since others on this machine can list those. A key is made
 on this device and never leaves it. Later, "handrail login" renews with that
 key and asks for nothing. --local logs in the first person, on the server's own
-machine, and works for the owner of its data folder only.`
+machine, and works for the owner of its data folder only.
+
+Where the installation has a provider (OIDC), --provider logs in there, in the
+browser on this machine; --paste with a browser on another one; --device by a
+code, where the installation allows it. The first time, --server and --root-key
+name the server. Such a login asks the provider again each time.`
+	o.flags(c)
 	c.Flags().StringVar(&tokenFile, "token-file", "", "read the login token from this file (- is stdin)")
 	c.Flags().BoolVar(&local, "local", false, "log in as the first person, on the server's machine")
 	c.Flags().StringVar(&dataDir, "data", "", "the server's data folder, for --local")
@@ -57,13 +70,19 @@ machine, and works for the owner of its data folder only.`
 	return c
 }
 
-func (t *tool) logIn(ctx context.Context, tokenFile string, local bool, dataDir string) error {
+func (t *tool) logIn(ctx context.Context, tokenFile string, local bool, dataDir string, o atProvider) error {
 	f, err := t.folder()
 	if err != nil {
 		return err
 	}
 	if err := f.make(); err != nil {
 		return err
+	}
+	if l, err := f.login(); tokenFile == "" && !local && err == nil && l.Provider {
+		o.on = true // it goes on as it began
+	}
+	if o.asked() {
+		return t.logInAtProvider(ctx, f, o)
 	}
 	if tokenFile == "" && !local {
 		_, piped := terminal(t.Stdin)
@@ -136,34 +155,15 @@ func readBounded(name string) ([]byte, error) {
 
 // redeem exchanges the token for a login, and pins the root key it names.
 func (t *tool) redeem(ctx context.Context, f folder, word string, tok ledger.Token) error {
-	tr := &trust{folder: f, address: address(tok.Address), rootHash: tok.RootHash}
-	old, err := f.login()
-	known := err == nil
-	if known && old.RootHash != tok.RootHash {
-		// Another installation: its bundle must not be compared with the old one.
-		if old.Token != "" && t.Now().Before(old.Expires) {
-			return fault.New(fault.Conflict, "cannot log in to %s: this folder is logged in to another installation at %s", tr.address, old.Address).
-				WithHint("handrail logout --forget, or use another HANDRAIL_HOME")
-		}
-		if err := f.forget(true); err != nil {
-			return err
-		}
-		if err := f.make(); err != nil {
-			return err
-		}
-	} else if known {
-		if err := tr.stored(); err != nil {
-			return err
-		}
-	}
-	if err := tr.fetch(ctx); err != nil {
+	l := login{Address: address(tok.Address), RootHash: tok.RootHash}
+	tr, err := t.pin(ctx, f, l)
+	if err != nil {
 		return err
 	}
 	key, err := f.device(true)
 	if err != nil {
 		return err
 	}
-	l := login{Address: tr.address, RootHash: tok.RootHash}
 	answer, err := newClient(f, l, tr).logins.Redeem(ctx, &v1.RedeemRequest{
 		Token: word, DeviceKey: key.PublicKey().Marshal(), DeviceName: t.deviceName(),
 	})
@@ -171,6 +171,32 @@ func (t *tool) redeem(ctx context.Context, f folder, word string, tok ledger.Tok
 		return err
 	}
 	return t.keep(f, tr, l, answer)
+}
+
+// pin fetches the trust bundle of an installation, checked against the root key
+// that the login names.
+func (t *tool) pin(ctx context.Context, f folder, l login) (*trust, error) {
+	tr := &trust{folder: f, address: l.Address, rootHash: l.RootHash}
+	old, err := f.login()
+	known := err == nil
+	if known && old.RootHash != l.RootHash {
+		// Another installation: its bundle must not be compared with the old one.
+		if old.Token != "" && t.Now().Before(old.Expires) {
+			return nil, fault.New(fault.Conflict, "cannot log in to %s: this folder is logged in to another installation at %s", tr.address, old.Address).
+				WithHint("handrail logout --forget, or use another HANDRAIL_HOME")
+		}
+		if err := f.forget(true); err != nil {
+			return nil, err
+		}
+		if err := f.make(); err != nil {
+			return nil, err
+		}
+	} else if known {
+		if err := tr.stored(); err != nil {
+			return nil, err
+		}
+	}
+	return tr, tr.fetch(ctx)
 }
 
 func (t *tool) deviceName() string {

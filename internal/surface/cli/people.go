@@ -67,7 +67,9 @@ func (t *tool) personView(p *v1.Person) *sheet {
 	s.wide("created", t.full(p.GetCreated()))
 	for _, k := range p.GetCredentials() {
 		line := fmt.Sprintf("%s %q", k.Id, k.Name)
-		if k.MayApproveFrom != nil && k.MayApproveFrom.AsTime().After(t.Now()) {
+		if k.NeverApproves {
+			line += ", logs in only"
+		} else if k.MayApproveFrom != nil && k.MayApproveFrom.AsTime().After(t.Now()) {
 			line += ", may approve " + t.at(k.MayApproveFrom)
 		}
 		s.put(k.Kind, line)

@@ -22,6 +22,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fleet"
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/oidc"
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
@@ -39,6 +40,7 @@ type Deps struct {
 	Fleet      *fleet.Fleet
 	Access     *access.Access
 	Roster     *roster.Roster
+	Provider   *oidc.Provider // nil: people log in by what this installation knows alone
 	Sessions   *session.Sessions
 	Recordings *recording.Recordings
 	Notices    *notice.Hub
@@ -71,6 +73,7 @@ func Handler(d *Deps) http.Handler {
 	mux := http.NewServeMux()
 	for _, mount := range []func() (string, http.Handler){
 		func() (string, http.Handler) { return handrailv1connect.NewLoginsHandler(logins{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewProviderHandler(provider{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPeopleHandler(people{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewHostsHandler(hosts{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewGrantsHandler(grants{d}, options...) },

@@ -156,8 +156,11 @@ func (d *Deps) person(ctx context.Context, p identity.Person, viewer string) (*h
 }
 
 func credential(c identity.Credential) *handrailv1.Credential {
-	return &handrailv1.Credential{
-		Id: c.ID, Kind: c.Kind, Name: c.Name, Created: stamp(c.Created),
-		MayApproveFrom: stamp(c.MayApproveFrom), Fingerprint: c.Fingerprint,
+	out := &handrailv1.Credential{
+		Id: c.ID, Kind: c.Kind, Name: c.Name, Created: stamp(c.Created), Fingerprint: c.Fingerprint, NeverApproves: c.NeverApproves(),
 	}
+	if !out.NeverApproves {
+		out.MayApproveFrom = stamp(c.MayApproveFrom)
+	}
+	return out
 }

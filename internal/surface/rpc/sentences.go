@@ -159,6 +159,9 @@ var sentences = map[string]func(*said) string{
 	},
 	"person.enrolled": func(s *said) string { return s.who() + " logged in for the first time" },
 	"person.named":    func(s *said) string { return "the first person is called " + read[identity.PersonPayload](s).Name },
+	"person.bound": func(s *said) string {
+		return s.who() + " is from now on who " + read[identity.BindingPayload](s).Issuer + " says they are"
+	},
 	"person.regrouped": func(s *said) string {
 		p := read[identity.PersonPayload](s)
 		return s.who() + " regrouped " + s.names.name(p.Person) + in(p.Groups) + "; before that" + in(p.Before)

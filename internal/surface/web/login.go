@@ -18,7 +18,7 @@ func (s *site) showLogin(v *visit) error {
 	if token := q.Get("t"); token != "" {
 		return v.render(http.StatusOK, layout(f, loginLink(token, inside(q.Get("next")))))
 	}
-	return v.render(http.StatusOK, layout(f, loginPage(inside(q.Get("next")), f.Done)))
+	return v.render(http.StatusOK, layout(f, loginPage(inside(q.Get("next")), f.Done, s.offer(v))))
 }
 
 // loginState answers whether this browser is logged in: a link followed from

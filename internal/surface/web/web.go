@@ -51,6 +51,7 @@ type site struct {
 	demo   bool
 
 	logins    handrailv1connect.LoginsClient
+	provider  handrailv1connect.ProviderClient
 	hosts     handrailv1connect.HostsClient
 	sessions  handrailv1connect.SessionsClient
 	grants    handrailv1connect.GrantsClient
@@ -80,6 +81,7 @@ func New(d Deps) http.Handler {
 	client := &http.Client{Transport: d.Transport}
 	with := connect.WithInterceptors(carrier{})
 	s.logins = handrailv1connect.NewLoginsClient(client, base, with)
+	s.provider = handrailv1connect.NewProviderClient(client, base, with)
 	s.hosts = handrailv1connect.NewHostsClient(client, base, with)
 	s.sessions = handrailv1connect.NewSessionsClient(client, base, with)
 	s.grants = handrailv1connect.NewGrantsClient(client, base, with)
@@ -113,6 +115,7 @@ func (s *site) routes() *http.ServeMux {
 
 	mux.HandleFunc("GET /{$}", s.page(s.showHome))
 	mux.HandleFunc("GET /events", s.page(s.streamEvents))
+	s.routeProvider(mux)
 	s.routeHosts(mux)
 	s.routeSessions(mux)
 	s.routeApprovals(mux)

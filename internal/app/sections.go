@@ -1,0 +1,142 @@
+package app
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+	"github.com/spf13/cobra"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/oidc"
+)
+
+// sections are the tables of the configuration file. What has a table has more
+// to say than a flag can; it is read by the supervisor, secrets with it, and
+// handed to the server, whose account may not read the files.
+type sections struct {
+	OIDC *oidc.Config `toml:"oidc"`
+}
+
+// sectionNames are the tables that there are.
+var sectionNames = []string{"oidc"}
+
+// parseSections reads the tables. What it does not know is an error here too.
+func parseSections(text []byte) (sections, error) {
+	var s sections
+	meta, err := toml.Decode(string(text), &s)
+	if err != nil {
+		return s, err
+	}
+	for _, key := range meta.Undecoded() {
+		if len(key) > 1 { // settings without a table are parseConfig's
+			return s, fmt.Errorf("there is no setting %s in [%s]", strings.Join(key[1:], "."), key[0])
+		}
+	}
+	if s.OIDC != nil {
+		if *s.OIDC, err = s.OIDC.Complete(); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// readSections reads the tables of the configuration file, if there is one.
+func readSections() (sections, error) {
+	path, asked := configFile()
+	text, err := configText(path)
+	if err != nil {
+		if !asked && errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		return sections{}, err
+	}
+	s, err := parseSections(text)
+	if err != nil {
+		return s, err
+	}
+	if s.OIDC != nil && s.OIDC.SecretFile != "" {
+		s.OIDC.Secret, err = secretFile(path, s.OIDC.SecretFile)
+	}
+	return s, err
+}
+
+const maxSecret = 4 << 10
+
+// secretFile reads a secret that only its owner can read. A relative name is
+// beside the configuration.
+func secretFile(config, name string) (keyring.Secret, error) {
+	if !filepath.IsAbs(name) {
+		name = filepath.Join(filepath.Dir(config), name)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return keyring.Secret{}, fault.Wrap(fault.Invalid, err, "cannot read the client's secret")
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err == nil && (!info.Mode().IsRegular() || info.Mode().Perm()&0o077 != 0) {
+		return keyring.Secret{}, fault.New(fault.Invalid, "cannot use the secret in %s: others may read it (mode %s)", name, info.Mode().Perm()).WithHint("chmod 600 %s", name)
+	}
+	var text []byte
+	if err == nil {
+		text, err = io.ReadAll(io.LimitReader(f, maxSecret))
+	}
+	if err != nil {
+		return keyring.Secret{}, fault.Wrap(fault.Invalid, err, "cannot read the client's secret")
+	}
+	secret := strings.TrimSpace(string(text))
+	if secret == "" || len(secret) > maxSecret/2 {
+		return keyring.Secret{}, fault.New(fault.Invalid, "cannot use the secret in %s: it is empty or too long", name)
+	}
+	return keyring.NewSecret([]byte(secret)), nil
+}
+
+// configureUp is configure for what starts a server: the tables too.
+func (c *UpConfig) configureUp(cmd *cobra.Command, args []string) error {
+	err := configure(cmd, args)
+	if err == nil {
+		c.sections, err = readSections()
+	}
+	return err
+}
+
+// handed is the tables as they go to the server's process, in its environment:
+// an argument would show the secret to everybody on the machine.
+type handed struct {
+	OIDC       *oidc.Config `json:"oidc,omitempty"`
+	OIDCSecret string       `json:"oidc_secret,omitempty"`
+}
+
+const sectionsEnv = "HANDRAIL_SECTIONS"
+
+// hand is what the supervisor puts into the environment of the server.
+func (s sections) hand() (string, error) {
+	h := handed{OIDC: s.OIDC}
+	if s.OIDC != nil {
+		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
+	}
+	text, err := json.Marshal(h)
+	return string(text), err
+}
+
+// takeSections is hand's other end.
+func takeSections(text string) (sections, error) {
+	var h handed
+	if text != "" {
+		if err := json.Unmarshal([]byte(text), &h); err != nil {
+			return sections{}, fault.Wrap(fault.Internal, err, "cannot read the configuration that was handed over")
+		}
+	}
+	if h.OIDC != nil {
+		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
+	}
+	return sections{OIDC: h.OIDC}, nil
+}
