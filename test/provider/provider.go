@@ -16,6 +16,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -178,7 +179,7 @@ func (b *Browser) sent(answer *http.Response, home string) *url.URL {
 	return to
 }
 
-var hidden = regexp.MustCompile(`name="(xsrf|user_code)" value="([^"]*)"`)
+var hidden = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`name="(xsrf|user_code)" value="([^"]*)"`) })
 
 // Type types a device code at the provider and logs in as who; agree says
 // whether they go on where the provider asks whether it is theirs.
@@ -187,7 +188,7 @@ func (b *Browser) Type(at, code, who string, agree bool) {
 	answer, text := b.do(b.client.Get(at))
 	form := url.Values{"user_code": {code}}
 	add := func() {
-		for _, m := range hidden.FindAllStringSubmatch(text, -1) {
+		for _, m := range hidden().FindAllStringSubmatch(text, -1) {
 			if m[2] != "" {
 				form.Set(m[1], m[2])
 			}
