@@ -295,7 +295,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Provider: s.provider,
-		Info: s.info, Now: time.Now, Log: s.c.Log,
+		Info:     s.info, Now: time.Now, Log: s.c.Log,
 	})
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
 	outside := rpc.FromNetwork(api)
