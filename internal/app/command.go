@@ -21,7 +21,7 @@ import (
 func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{
 		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), doctorCommand(), configCommand(),
-		serverCommand(version), serverRoleCommand(version), halfCommand("warden", "root", version), halfCommand("link", "network", version),
+		serverCommand(version), witnessCommand(), serverRoleCommand(version), halfCommand("warden", "root", version), halfCommand("link", "network", version),
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/sshgate"
+	"handrail.dev/handrail/internal/feature/witness"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -89,6 +90,8 @@ type Server struct {
 	peers      *peer.Peers
 	id         string // of this server; empty over SQLite, where it is the only one
 	gate       *sshgate.Gate
+	circle     *witness.Circle
+	witness    *witness.Witness
 	handler    http.Handler
 }
 
@@ -100,7 +103,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data)}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openFleet, s.openSessions, s.openPeers, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openPeers, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -137,7 +140,7 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 		DSN: dsn, Origin: s.ring.Origin(), Signer: s.ring.Log(), Verifier: s.ring.LogVerifier(),
 		Seals: s.ring.Subjects(), Bootstrap: s.bootstrap.Active, Spool: s.p.server(), Epoch: bundle.Epoch,
 		Unspool: s.unspool,
-		Bundle:  func() []byte { return signed }, Migrations: migrations(), Observations: slices.Concat(fleet.Observations(), peer.Observations()),
+		Bundle:  func() []byte { return signed }, Migrations: migrations(), Observations: slices.Concat(fleet.Observations(), peer.Observations(), witness.Observations()),
 	})
 	if err != nil {
 		return err
@@ -166,6 +169,7 @@ func (s *Server) unspool(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
 		identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
+		witness.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -177,6 +181,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
+		witness.Actions(),
 	} {
 		all = append(all, actions...)
 	}
@@ -202,7 +207,7 @@ func (s *Server) openPeople(ctx context.Context) error {
 }
 
 func (s *Server) openDoor(context.Context) error {
-	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds())
+	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds())
 	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
 	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
 	s.access = access.New(access.Deps{
@@ -220,7 +225,7 @@ func (s *Server) openFleet(ctx context.Context) (err error) {
 				return err
 			})
 		},
-		Became: s.hostBecame,
+		Became: s.hostBecame, Cosigned: s.cosigned,
 		Ordered: func(ctx context.Context, host, id string) (bool, error) {
 			i, err := s.sessions.Get(ctx, id)
 			if fault.KindOf(err) == fault.NotFound {
@@ -294,18 +299,18 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 	api := rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
-		Provider: s.provider,
-		Info:     s.info, Now: time.Now, Log: s.c.Log,
+		Provider: s.provider, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
+		Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
 	outside := rpc.FromNetwork(api)
-	s.handler = s.onlyOurNames(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	s.handler = s.onlyOurNames(s.asWitness(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if isAPI(r.URL.Path) {
 			outside.ServeHTTP(w, r)
 			return
 		}
 		pages.ServeHTTP(w, r)
-	}))
+	})))
 	bare := s.ring.SSHHostKey()
 	certified, err := s.ring.SSHHostSigner(namesOf(s.url()))
 	if err != nil {
@@ -412,6 +417,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "doorway", s.door.Run)
 	run(below, "fleet", s.fleet.Run)
 	run(below, "recordings", s.recordings.Run)
+	run(below, "witnesses", s.circle.Run)
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)
 	run(below, "followers", s.follow)

@@ -21,6 +21,7 @@ func (s *Server) sources() []notice.Source {
 	return []notice.Source{
 		{Banners: s.breakGlassBanners},
 		{Banners: s.damageBanners},
+		{Banners: s.witnessBanners},
 		{Attention: s.openApprovals},
 		{Attention: s.owedReviews},
 	}
@@ -97,7 +98,7 @@ func (s *Server) owedReviews(ctx context.Context, by identity.Principal) (out []
 var topics = map[string]notice.Topic{
 	"host": notice.Hosts, "node": notice.Hosts, "session": notice.Sessions, "approval": notice.Approvals,
 	"grant": notice.Grants, "person": notice.People, "device": notice.People, "passkey": notice.People,
-	"policy": notice.Policy, "bootstrap": notice.Installation,
+	"policy": notice.Policy, "bootstrap": notice.Installation, "witness": notice.Installation,
 }
 
 // followAgain is how long follow waits after an error.
@@ -158,6 +159,9 @@ func watchersMayChange(e store.Recorded) bool {
 func eventsOf(e store.Recorded) []notice.Event {
 	noun, _, _ := strings.Cut(string(e.Parsed.Action), ".")
 	out := []notice.Event{{Topic: notice.Ledger}}
+	if alarm, ok := alarmOf(e); ok {
+		out = append(out, alarm)
+	}
 	topic, ok := topics[noun]
 	if !ok {
 		return out

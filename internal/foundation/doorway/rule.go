@@ -280,6 +280,8 @@ func Verb(action string) string {
 		return "end the bootstrap"
 	case "ledger.export":
 		return "export the ledger"
+	case "ledger.witness":
+		return "set the witnesses"
 	}
 	noun, act, found := strings.Cut(action, ".")
 	if !found {

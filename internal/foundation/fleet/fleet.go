@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/mod/sumdb/tlog"
+
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -54,6 +56,9 @@ type Deps struct {
 	Ordered func(ctx context.Context, host, session string) (bool, error)
 	// Epochs are read for each lease.
 	Epochs func(ctx context.Context) (Epochs, error)
+	// Cosigned waits for a checkpoint of at least that size that outside
+	// witnesses cosigned, for hosts that demand it; nil is none.
+	Cosigned func(ctx context.Context, size int64) (tlog.Tree, []byte, error)
 	// Changed is called after a host's presence or facts changed.
 	Changed func(host string)
 	Log     *slog.Logger

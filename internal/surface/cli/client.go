@@ -34,6 +34,7 @@ type client struct {
 	ledger    handrailv1connect.LedgerClient
 	policies  handrailv1connect.PoliciesClient
 	servers   handrailv1connect.ServersClient
+	witnesses handrailv1connect.WitnessesClient
 }
 
 // client opens the folder for somebody who is logged in.
@@ -82,6 +83,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		ledger:    handrailv1connect.NewLedgerClient(h, base, option),
 		policies:  handrailv1connect.NewPoliciesClient(h, base, option),
 		servers:   handrailv1connect.NewServersClient(h, base, option),
+		witnesses: handrailv1connect.NewWitnessesClient(h, base, option),
 	}
 }
 

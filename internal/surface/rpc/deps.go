@@ -17,6 +17,7 @@ import (
 	"handrail.dev/handrail/internal/feature/recording"
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/feature/session"
+	"handrail.dev/handrail/internal/feature/witness"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fleet"
@@ -45,9 +46,13 @@ type Deps struct {
 	Recordings *recording.Recordings
 	Notices    *notice.Hub
 	Peers      *peer.Peers
-	Info       func() Info
-	Now        func() time.Time
-	Log        *slog.Logger
+	Witnesses  *witness.Circle
+	WitnessKey string // by which this server cosigns others' ledgers
+	// BeforeExport has the ledger cosigned as far as it goes; it may be nil.
+	BeforeExport func(ctx context.Context)
+	Info         func() Info
+	Now          func() time.Time
+	Log          *slog.Logger
 }
 
 // Info is what the installation says of itself and no feature knows.
@@ -80,6 +85,7 @@ func Handler(d *Deps) http.Handler {
 		func() (string, http.Handler) { return handrailv1connect.NewApprovalsHandler(approvals{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewSessionsHandler(sessions{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewLedgerHandler(ledgers{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewWitnessesHandler(witnesses{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPoliciesHandler(policies{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewEventsHandler(events{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewServersHandler(servers{d}, options...) },

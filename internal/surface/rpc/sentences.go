@@ -128,7 +128,11 @@ var sentences = map[string]func(*said) string{
 		}](s)
 		return s.who() + " used a brake (" + p.Action + ") at " + clock(p.Used) + " while the database was away"
 	},
-	"subject.erased": func(s *said) string { return s.who() + " had a person's entries made unreadable; every proof stands" },
+	"witness.set":      witnessSet,
+	"witness.missing":  witnessMissing,
+	"witness.refused":  witnessMissing,
+	"witness.returned": witnessReturned,
+	"subject.erased":   func(s *said) string { return s.who() + " had a person's entries made unreadable; every proof stands" },
 
 	"login.opened": func(s *said) string {
 		p := read[identity.LoginPayload](s)

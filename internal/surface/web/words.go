@@ -497,6 +497,8 @@ func kindWord(kind string) string {
 		return "new rules"
 	case "ratification":
 		return "ratify a break-glass"
+	case "witness.set":
+		return "the ledger's witnesses"
 	}
 	return kind
 }
