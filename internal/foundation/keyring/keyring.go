@@ -40,6 +40,7 @@ const (
 	fileSSHUserCA = "ssh-user-ca.key"
 	fileSSHHostCA = "ssh-host-ca.key"
 	fileSSHHost   = "ssh-host.key"
+	fileVoucherCA = "voucher-ca.key" // missing in a ring from before vouchers
 	fileMaster    = "master.key"
 	fileReplay    = "replay.key"
 	fileReplayPub = "replay.pub"
@@ -61,6 +62,7 @@ type Ring struct {
 	sshUser  ssh.Signer
 	sshHost  ssh.Signer
 	hostKey  ssh.Signer
+	voucher  ssh.Signer // nil in a ring from before vouchers
 	bundle   ledger.Bundle
 	signed   []byte
 	subjects *Subjects
@@ -142,7 +144,7 @@ func (r *Ring) loadAuthorities(d secureDir) error {
 			return d.damaged(f.name, err)
 		}
 	}
-	return nil
+	return r.loadVoucher(d)
 }
 
 func (r *Ring) loadReplay(d secureDir) error {
@@ -216,7 +218,12 @@ func (r *Ring) describe(b ledger.Bundle) (ledger.Bundle, error) {
 	line := func(s ssh.Signer) []string {
 		return []string{strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.PublicKey())))}
 	}
+	var vouchers []string
+	if r.voucher != nil {
+		vouchers = line(r.voucher)
+	}
 	return ledger.Bundle{
+		VoucherCA: vouchers, OfflineCA: b.OfflineCA,
 		RootKey: b.RootKey, Version: b.Version, Epoch: b.Epoch, Origin: r.origin, LogKey: vkey,
 		OrderKey: r.order.Public().(ed25519.PublicKey), CA: [][]byte{r.caCert.Raw},
 		SSHUserCA: line(r.sshUser), SSHHostCA: line(r.sshHost),

@@ -107,7 +107,7 @@ func TestARunningServerNeedsNoRootKey(t *testing.T) {
 // finished to a ring that opens, and the bundle must name the keys kept.
 func TestAHalfMadeRingIsFinished(t *testing.T) {
 	_, whole, root := makeRing(t)
-	names := []string{"root.hash", "origin", "log.key", "order.key", "ssh-user-ca.key", "ssh-host-ca.key", "ssh-host.key",
+	names := []string{"root.hash", "origin", "log.key", "order.key", "ssh-user-ca.key", "ssh-host-ca.key", "ssh-host.key", "voucher-ca.key",
 		"ca.key", "ca.crt", "master.key", "replay.key", "replay.pub", "bundle"}
 	for n := range len(names) + 1 {
 		dir := filepath.Join(t.TempDir(), "keys")

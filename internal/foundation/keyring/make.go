@@ -158,7 +158,7 @@ func makeKeys(d secureDir, origin string) error {
 			skey, _, err := note.GenerateKey(rand.Reader, origin)
 			return []byte(skey + "\n"), err
 		}},
-		{fileOrder, pemEd}, {fileSSHUserCA, pemEd}, {fileSSHHostCA, pemEd}, {fileSSHHost, pemEd},
+		{fileOrder, pemEd}, {fileSSHUserCA, pemEd}, {fileSSHHostCA, pemEd}, {fileSSHHost, pemEd}, {fileVoucherCA, pemEd},
 		{fileCA, func() ([]byte, error) {
 			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 			if err != nil {
@@ -280,10 +280,12 @@ func checkOrigin(origin string) error {
 	return nil
 }
 
-// sameKeys compares what two bundles name, whatever their version.
+// sameKeys compares what two bundles name, whatever their version. A bundle
+// from before vouchers names no authority for them.
 func sameKeys(a, b ledger.Bundle) bool {
 	return a.Origin == b.Origin && a.LogKey == b.LogKey && bytes.Equal(a.OrderKey, b.OrderKey) &&
 		slices.ContainsFunc(a.CA, func(der []byte) bool { return len(b.CA) > 0 && bytes.Equal(der, b.CA[0]) }) &&
 		len(b.SSHUserCA) > 0 && slices.Contains(a.SSHUserCA, b.SSHUserCA[0]) &&
-		len(b.SSHHostCA) > 0 && slices.Contains(a.SSHHostCA, b.SSHHostCA[0])
+		len(b.SSHHostCA) > 0 && slices.Contains(a.SSHHostCA, b.SSHHostCA[0]) &&
+		(len(a.VoucherCA) == 0 || len(b.VoucherCA) > 0 && slices.Contains(a.VoucherCA, b.VoucherCA[0]))
 }

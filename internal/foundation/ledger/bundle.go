@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,7 +24,9 @@ type Bundle struct {
 	CA        [][]byte // X.509 DER of the installation's CA
 	SSHUserCA []string // authorized_keys lines
 	SSHHostCA []string
-	Epoch     int64 // higher than before: the ledger was restored or forked on purpose
+	VoucherCA []string // certifies vouchers; empty: this installation gives none
+	OfflineCA []string // certifies vouchers too; its key is split and no server has it
+	Epoch     int64    // higher than before: the ledger was restored or forked on purpose
 }
 
 // Bounds of a bundle.
@@ -72,6 +75,12 @@ func (b Bundle) text() (string, error) {
 	for _, k := range b.SSHHostCA {
 		line("ssh-host-ca", k)
 	}
+	for _, k := range b.VoucherCA {
+		line("voucher-ca", k)
+	}
+	for _, k := range b.OfflineCA {
+		line("voucher-offline-ca", k)
+	}
 	return t.String(), nil
 }
 
@@ -94,7 +103,7 @@ func (b Bundle) check() error {
 	if len(b.OrderKey) != ed25519.PublicKeySize {
 		return bad("the order key is malformed")
 	}
-	if max(len(b.CA), len(b.SSHUserCA), len(b.SSHHostCA)) > maxBundleKeys {
+	if max(len(b.CA), len(b.SSHUserCA), len(b.SSHHostCA), len(b.VoucherCA), len(b.OfflineCA)) > maxBundleKeys {
 		return bad("it has too many keys")
 	}
 	for _, der := range b.CA {
@@ -102,7 +111,7 @@ func (b Bundle) check() error {
 			return bad("a CA is empty")
 		}
 	}
-	for _, k := range append(append([]string{}, b.SSHUserCA...), b.SSHHostCA...) {
+	for _, k := range slices.Concat(b.SSHUserCA, b.SSHHostCA, b.VoucherCA, b.OfflineCA) {
 		if !validLine(k) {
 			return bad("an SSH CA is not one line of ASCII")
 		}
@@ -185,6 +194,10 @@ func parseBundle(text string) (Bundle, error) {
 			b.SSHUserCA = append(b.SSHUserCA, value)
 		case "ssh-host-ca":
 			b.SSHHostCA = append(b.SSHHostCA, value)
+		case "voucher-ca":
+			b.VoucherCA = append(b.VoucherCA, value)
+		case "voucher-offline-ca":
+			b.OfflineCA = append(b.OfflineCA, value)
 		default:
 			return bad(line)
 		}

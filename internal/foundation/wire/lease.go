@@ -25,6 +25,7 @@ type LeaseAsk struct {
 	Size          int64  `json:"size"` // the last tree that this node saw; 0 at first
 	Root          []byte `json:"root,omitempty"`
 	BundleVersion int64  `json:"bundle_version"`
+	Vouchers      bool   `json:"vouchers,omitempty"` // this node understands VoucherRevoked
 }
 
 // LeaseAnswer lets a node act for another ten seconds from when it asked.
@@ -40,6 +41,10 @@ type LeaseAnswer struct {
 	PersonEpochs map[string]int64 `json:"person_epochs,omitempty"` // with live sessions, or locked in the last day
 	Off          bool             `json:"off,omitempty"`           // the off-switch is on
 	Bundle       []byte           `json:"bundle,omitempty"`        // when newer than asked
+
+	// Vouchers that are void before their time; only to a node that asked so,
+	// since a field that a node does not know is refused.
+	VoucherRevoked []uint64 `json:"voucher_revoked,omitempty"`
 }
 
 // Marshal returns the ask as JSON.

@@ -13,7 +13,13 @@ import (
 const (
 	KindSessionStart  = "session.start"
 	KindSessionResume = "session.resume"
+	// KindDrill lets one person use a voucher as if the lease were lost:
+	// session.id names the drill, with person and remaining_ms.
+	KindDrill = "voucher.drill"
 )
+
+// MaxDrill is the longest drill, in milliseconds.
+const MaxDrill = 15 * 60_000
 
 // Levels of a session.
 const (
@@ -51,7 +57,7 @@ type OrderPayload struct {
 	Epochs    Epochs       `json:"epochs"`
 	Authority *Authority   `json:"authority,omitempty"` // who asked and who agreed; needed for write where the host's policy says so
 	Need      []string     `json:"need,omitempty"`      // features that the node must understand
-	Session   *SessionSpec `json:"session,omitempty"`   // session.start: all; session.resume: id only
+	Session   *SessionSpec `json:"session,omitempty"`   // session.start: all; session.resume: id only; voucher.drill: id, person, remaining_ms
 }
 
 // Epochs fence an order: a node that has seen a higher number refuses it.
@@ -167,6 +173,11 @@ func (p OrderPayload) check() error {
 		return nil
 	case KindSessionStart:
 		return p.Session.check()
+	case KindDrill:
+		if !ValidID('s', p.Session.ID) || !ValidID('p', p.Session.Person) || p.Session.RemainingMS <= 0 || p.Session.RemainingMS > MaxDrill {
+			return fault.New(fault.Invalid, "cannot read order %s: bad drill", p.Order)
+		}
+		return nil
 	}
 	return fault.New(fault.Invalid, "cannot read order %s: kind %q is not known here", p.Order, p.Kind)
 }

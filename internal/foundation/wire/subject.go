@@ -11,6 +11,8 @@ const (
 	UpEvent       = "event"       // request: Event → "ok"; sent again until answered
 	UpRenew       = "renew"       // request: RenewAsk → RenewAnswer
 	UpServers     = "servers"     // request: ServersAsk → ServersAnswer
+	UpEntrance    = "entrance"    // request: EntranceKeys → "ok"
+	UpJournal     = "journal"     // request: JournalPart → JournalAnswer
 )
 
 // Names of what goes down (node.<host>.down.<name>, fleet.down.<name>).

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/entrance"
 	"handrail.dev/handrail/internal/host/sandbox"
 )
 
@@ -43,10 +44,11 @@ const (
 type Spec struct {
 	Session  wire.SessionSpec `json:"session"`
 	Sandbox  sandbox.Spec     `json:"sandbox"`
-	Cgroup   string           `json:"cgroup"`   // name; "" where the host has none
-	Deadline time.Duration    `json:"deadline"` // boot time
-	Spool    string           `json:"spool"`    // file of the local copy; "" for none
-	Home     string           `json:"home"`     // folder to make for the session and to remove after it; "" for none
+	Cgroup   string           `json:"cgroup"`            // name; "" where the host has none
+	Deadline time.Duration    `json:"deadline"`          // boot time
+	Spool    string           `json:"spool"`             // file of the local copy; "" for none
+	Home     string           `json:"home"`              // folder to make for the session and to remove after it; "" for none
+	Journal  *JournalSpec     `json:"journal,omitempty"` // of a session that no server records
 }
 
 // Why a session ended, in wire.Exit.Why; empty means by itself.
@@ -58,6 +60,8 @@ const (
 	WhyLease    = "lease"   // no server for too long
 	WhyStopped  = "stopped"
 	WhyLocked   = "locked"
+	WhyFailed   = "failed"   // it did not start
+	WhyRecorder = "recorder" // what no server records could not be recorded here
 )
 
 // command is what the warden tells a keeper after the spec.
@@ -111,5 +115,7 @@ func Main() {
 		os.Exit(run())
 	case Arg0SFTP:
 		os.Exit(serveSFTP())
+	case entrance.Arg0:
+		entrance.Serve()
 	}
 }

@@ -38,6 +38,7 @@ func (k *keeper) pump(t wire.FrameType, f *os.File) {
 		n, err := f.Read(b.Payload())
 		if n > 0 {
 			k.copy.write(t, b.Payload()[:n])
+			k.log.write(t, b.Payload()[:n])
 			if !gone && k.out.WriteBlock(t, &b, n) != nil {
 				gone = true
 				go k.end(WhyGateway)
@@ -80,6 +81,7 @@ func (k *keeper) takeFrames() {
 		switch t {
 		case wire.FrameStdin:
 			if !eof && len(p) > 0 {
+				k.log.write(t, p)
 				in := input{buffers.Get().(*[wire.MaxFrame]byte), len(p)}
 				copy(in.b[:], p)
 				queue <- in
@@ -101,6 +103,7 @@ func (k *keeper) control(t wire.FrameType, p []byte) {
 	switch t {
 	case wire.FrameResize:
 		if cols, rows, err := wire.DecodeResize(p); err == nil && k.spec.Session.PTY {
+			k.log.write(t, p)
 			_ = k.child.Resize(cols, rows)
 		}
 	case wire.FrameSignal:
@@ -156,6 +159,7 @@ func (k *keeper) closeInput() {
 // output, so that they are recorded where they were seen.
 func (k *keeper) say(text string) {
 	k.copy.write(wire.FrameStdout, []byte(text))
+	k.log.write(wire.FrameStdout, []byte(text))
 	_ = k.out.Write(wire.FrameStdout, []byte(text))
 }
 

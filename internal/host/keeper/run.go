@@ -44,6 +44,7 @@ type keeper struct {
 	conn  *net.UnixConn
 	out   *wire.Writer
 	copy  *spool
+	log   *journal // of a session that no server records; else nil
 	group *sandbox.Cgroup
 	procs *sandbox.Processes // of sessions that can leave their cgroup; else nil
 	audit int64              // the kernel's audit session, 0 where there is none
@@ -85,6 +86,7 @@ func run() int {
 	}
 	if err := k.start(); err != nil {
 		a := wire.Refusal(err)
+		k.log.end(wire.Exit{Status: 255, Why: WhyFailed})
 		k.report(report{Event: eventStarted, Answer: &a})
 		k.cleanUp()
 		return 1
@@ -136,6 +138,9 @@ func (k *keeper) start() error {
 		return fault.Wrap(fault.Unavailable, err, "cannot start session %s", s.ID)
 	}
 	k.copy = openSpool(k.spec.Spool, !s.PTY)
+	if err := k.openJournal(); err != nil {
+		return err // no recorder, no session
+	}
 	k.budget.Store(-1)
 	if s.Limits.BytesOut > 0 {
 		k.budget.Store(s.Limits.BytesOut)
@@ -210,6 +215,7 @@ func (k *keeper) serve() {
 	<-k.pumped
 	k.tellBound()
 	ended := k.exit(status)
+	k.log.end(ended.Exit)
 	_ = k.out.Write(wire.FrameExit, wire.EncodeExit(ended.Exit))
 	_ = k.conn.CloseWrite()
 	k.acting.Lock() // and never unlocked: no command is half done when we exit

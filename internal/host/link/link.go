@@ -38,6 +38,11 @@ type Config struct {
 	Ready func()
 	// Connected is told of every established connection; nil is nobody.
 	Connected func(address string)
+	// Entrance is where people with vouchers come in while no server answers;
+	// "" is nowhere.
+	Entrance string
+	// EntranceOpen is told when it opens; nil is nobody.
+	EntranceOpen func(address string)
 }
 
 const (
@@ -71,6 +76,12 @@ func Run(ctx context.Context, c Config) error {
 	if c.Ready != nil {
 		c.Ready()
 	}
+	entrance := make(chan struct{})
+	go func() {
+		defer close(entrance)
+		l.keepEntrance(ctx)
+	}()
+	defer func() { <-entrance }()
 	backoff := firstBackoff
 	for i := 0; ; i++ {
 		address := id.Addresses[i%len(id.Addresses)]

@@ -12,6 +12,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/keeper"
 )
 
 // Rules that refuse, as they stand in alarms.
@@ -45,7 +46,7 @@ const (
 )
 
 // features are those that an order may need of this node.
-var features = map[string]bool{"session": true, "sandbox": true, "deadline": true, "buddy": true, "sftp": true}
+var features = map[string]bool{"session": true, "sandbox": true, "deadline": true, "buddy": true, "sftp": true, "drill": true}
 
 // refusal is an error with the rule that refused.
 type refusal struct {
@@ -96,6 +97,7 @@ type judge struct {
 	brakes  []string
 	frozen  bool
 	thaw    time.Duration // a lease asked for after this lifts a freeze
+	alone   alone         // what counts while no server answers
 }
 
 type pendingAsk struct {
@@ -113,6 +115,7 @@ type lease struct {
 func newJudge(p pinFile, policy hostPolicy, boot func() time.Duration) (*judge, error) {
 	j := &judge{boot: boot, node: p.Node, root: p.RootHash, policy: policy, seen: map[string]time.Duration{}}
 	j.epochs.Person = map[string]int64{}
+	j.alone = alone{began: boot(), lost: wire.LeaseLost, revoked: map[uint64]bool{}}
 	if err := j.trust(p.Bundle); err != nil {
 		return nil, err
 	}
@@ -207,7 +210,7 @@ func (j *judge) ask() ([]byte, error) {
 	if _, err := rand.Read(nonce); err != nil {
 		return nil, err
 	}
-	a := wire.LeaseAsk{V: 1, Node: j.node, Nonce: nonce, Size: j.last.N, BundleVersion: j.bundle.Version}
+	a := wire.LeaseAsk{V: 1, Node: j.node, Nonce: nonce, Size: j.last.N, BundleVersion: j.bundle.Version, Vouchers: true}
 	if j.last.N > 0 {
 		a.Root = j.last.Hash[:]
 	}
@@ -276,6 +279,7 @@ func (j *judge) takeLease(a wire.LeaseAnswer, asked time.Duration) {
 	for p, e := range a.PersonEpochs {
 		j.raise(p, e)
 	}
+	j.learn(a)
 	if j.frozen && asked > j.thaw && !a.Off {
 		j.frozen = false
 	}
@@ -300,6 +304,7 @@ type accepted struct {
 	deadline time.Duration // boot time at which the session ends
 	left     time.Duration // until then
 	tree     int64
+	journal  *keeper.JournalSpec // of a session that no server records; else nil
 }
 
 // order judges an envelope. Its id is spent when it is accepted.
@@ -339,7 +344,7 @@ func (j *judge) order(e wire.Envelope) (accepted, error) {
 		return accepted{OrderPayload: p}, err
 	}
 	remaining := time.Duration(p.Session.RemainingMS)*time.Millisecond - age
-	return accepted{p, now + remaining, remaining, j.last.N}, nil
+	return accepted{p, now + remaining, remaining, j.last.N, nil}, nil
 }
 
 // prove checks that the order is in the ledger that this node knows.

@@ -91,7 +91,7 @@ func (s *sessions) clearEarlier() {
 		_ = os.Remove(s.markPath(m.Name()))
 	}
 	for session, n := range met {
-		s.events.put(wire.Event{Kind: wire.EventResidue, Session: session, Count: int64(n),
+		s.tell(&live{id: session, alone: s.hasJournal(session)}, wire.Event{Kind: wire.EventResidue, Session: session, Count: int64(n),
 			Text: "an earlier warden ended without ending this session; what it left was killed"})
 	}
 }
@@ -147,7 +147,7 @@ func (s *sessions) clearUp(l *live) keeper.Ended {
 		}
 	}
 	if len(said) > 0 {
-		s.events.put(wire.Event{Kind: wire.EventResidue, Session: l.id, Person: l.person, Count: int64(count), Text: strings.Join(said, "; ")})
+		s.tell(l, wire.Event{Kind: wire.EventResidue, Session: l.id, Person: l.person, Count: int64(count), Text: strings.Join(said, "; ")})
 	}
 	return e
 }

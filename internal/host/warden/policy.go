@@ -36,6 +36,7 @@ type hostPolicy struct {
 	Approvals  int      `json:"approvals,omitempty"` // how many of them; 0 is 1
 	UIDFirst   uint32   `json:"uid_first,omitempty"`
 	UIDCount   uint32   `json:"uid_count,omitempty"`
+	Vouchers   string   `json:"vouchers,omitempty"` // "no", "hardware" (keys that want a touch), "yes"; empty: see vouchers
 
 	keys [][]byte // approvers' keys: SSH wire format or PKIX DER
 }
@@ -73,6 +74,9 @@ func readPolicy(dir string) (hostPolicy, error) {
 	}
 	if p.UIDFirst < least || p.UIDCount < 16 || p.UIDFirst > 1<<32-2-p.UIDCount {
 		return p, fault.New(fault.Invalid, "cannot use %s: the range of session uids is out of bounds", path)
+	}
+	if err := checkVouchersWord(p.Vouchers); err != nil {
+		return p, fault.Wrap(fault.Invalid, err, "cannot use %s", path)
 	}
 	for _, line := range p.Approvers {
 		key, err := parseApprover(line)

@@ -34,7 +34,12 @@ const (
 	opLease    = "lease"
 	opOrder    = "order"
 	opBrake    = "brake"
-	opEvent    = "event" // the next event, once the one in Ack was delivered
+	opEvent    = "event"    // the next event, once the one in Ack was delivered
+	opEntrance = "entrance" // is it open?
+	opEnter    = "enter"    // somebody has come; Data: from where, as the link says
+	opJournals = "journals" // what was recorded while no server answered
+	opJournal  = "journal"  // From: a stretch of one, named in Ack
+	opForget   = "forget"   // Data: a receipt
 )
 
 // message is a request.
@@ -67,6 +72,9 @@ type reply struct {
 	Answer *wire.SessionAnswer `json:"answer,omitempty"`
 	Brake  *wire.BrakeAnswer   `json:"brake,omitempty"`
 	Event  *wire.Event         `json:"event,omitempty"`
+
+	Entrance *Entrance `json:"entrance,omitempty"`
+	Journals []Journal `json:"journals,omitempty"`
 }
 
 type replyError struct {
@@ -239,7 +247,7 @@ func (c *Client) do(ctx context.Context, m message) (reply, *os.File, error) {
 	err = send(conn, m, nil)
 	var f *os.File
 	if err == nil {
-		f, err = receive(conn, &r, m.Op == opOrder, 0)
+		f, err = receive(conn, &r, m.Op == opOrder || m.Op == opEnter, 0)
 	}
 	if !stop() || err != nil {
 		conn.Close()

@@ -114,6 +114,14 @@ func (w *warden) answer(ctx context.Context, m message) (reply, *os.File) {
 		return w.failed(err, reply{Brake: &a}), nil
 	case opEvent:
 		return reply{Event: w.events.next(ctx, m.Ack)}, nil
+	case opEntrance:
+		e := w.door.status()
+		return reply{Entrance: &e}, nil
+	case opEnter:
+		f, err := w.door.enter(string(m.Data))
+		return w.failed(err, reply{}), f
+	case opJournals, opJournal, opForget:
+		return w.journals(m), nil
 	}
 	return w.failed(refuse(RuleForm, "cannot serve the link: request %.32q is not known", m.Op), reply{}), nil
 }
@@ -192,6 +200,7 @@ func (w *warden) lease(m message) error {
 	if err := w.pin.save(w.judge.size()); err != nil {
 		w.log.Error("the last checkpoint could not be saved", "error", err)
 	}
+	w.door.remember()
 	return nil
 }
 
@@ -227,6 +236,10 @@ func (w *warden) order(ctx context.Context, envelope []byte) (wire.SessionAnswer
 }
 
 func (w *warden) carryOut(ctx context.Context, a accepted) (wire.SessionAnswer, *os.File, error) {
+	if a.Kind == wire.KindDrill {
+		w.judge.drill(a)
+		return wire.SessionAnswer{OK: true}, nil, nil
+	}
 	if a.Kind == wire.KindSessionResume {
 		h, err := w.run.handleOf(a.Session.ID)
 		if err != nil {

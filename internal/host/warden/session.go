@@ -34,6 +34,7 @@ type live struct {
 	silent   int           // looks at which its keeper had said nothing for too long
 	given    bool          // its keeper was given up, for the reason in lost
 	lost     string
+	alone    bool // no server ordered it: nothing is said of it but in its journal
 }
 
 // sessions are those that run here.
@@ -95,7 +96,7 @@ func (s *sessions) start(ctx context.Context, a accepted) (wire.SessionAnswer, *
 	l.handle = h
 	why := l.stopped
 	s.mu.Unlock()
-	s.events.put(wire.Event{Kind: wire.EventSessionStarted, Session: l.id, Person: l.person, Order: a.Order,
+	s.tell(l, wire.Event{Kind: wire.EventSessionStarted, Session: l.id, Person: l.person, Order: a.Order,
 		BootID: h.Answer.BootID, AuditSession: h.Answer.AuditSession})
 	go s.await(l)
 	if why != "" { // a brake came in between
@@ -118,7 +119,7 @@ func (s *sessions) reserve(a accepted) (*live, error) {
 	if len(s.live) >= maxSessions {
 		return nil, fault.New(fault.Exhausted, "cannot start session %s: %d sessions run on this host", id, len(s.live))
 	}
-	l := &live{id: id, person: a.Session.Person, epochs: a.Epochs.Person, deadline: a.deadline}
+	l := &live{id: id, person: a.Session.Person, epochs: a.Epochs.Person, deadline: a.deadline, alone: a.journal != nil}
 	if s.mode == sandbox.RootMode {
 		l.cgroup = s.prefix + id
 		if a.Session.Level == wire.LevelRead {
@@ -138,7 +139,7 @@ func (s *sessions) await(l *live) {
 	<-l.handle.Done()
 	e := s.clearUp(l)
 	s.clear(l)
-	s.events.put(wire.Event{Kind: wire.EventSessionEnded, Session: l.id, Person: l.person, Why: e.Exit.Why,
+	s.tell(l, wire.Event{Kind: wire.EventSessionEnded, Session: l.id, Person: l.person, Why: e.Exit.Why,
 		Status: e.Status, Signal: e.Exit.Signal, Bytes: e.Bytes, Tail: e.Tail})
 	s.prune()
 }

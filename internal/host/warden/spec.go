@@ -79,7 +79,7 @@ func (s *sessions) specOf(a accepted, l *live) (keeper.Spec, error) {
 		b.Command, b.Self = []string{keeper.Arg0SFTP, o.Level}, true
 	}
 	b.Env = envOf(o, a.left)
-	k.Sandbox = b
+	k.Sandbox, k.Journal = b, a.journal
 	return k, nil
 }
 

@@ -35,6 +35,7 @@ type Config struct {
 	Ready   func()               // called once it listens; nil: nobody asks
 	Boot    func() time.Duration // nil: CLOCK_BOOTTIME
 	Silence time.Duration        // after which a keeper that says nothing is ended; 0: 1 min
+	Lost    time.Duration        // without a lease, until vouchers count; 0: wire.LeaseLost. No flag, file or variable sets it: tests do
 	Log     *slog.Logger         // nil: discard
 }
 
@@ -50,6 +51,8 @@ type warden struct {
 	events *events
 	alarms alarms
 	run    *sessions
+	door   *entrances
+	life   context.Context // of the role
 	status Status
 	log    *slog.Logger
 }
@@ -85,6 +88,7 @@ func Run(ctx context.Context, c Config) error {
 	}
 	err = w.accept(ctx, l, &wg)
 	cancel()
+	w.door.close()
 	w.run.stopWhere(keeper.WhyLost, func(*live) bool { return true })
 	wg.Wait()
 	return err
@@ -143,13 +147,17 @@ func open(ctx context.Context, c Config) (*warden, func(), error) {
 	hide := append([]string{c.Dir}, c.Hide...)
 	probe := sandbox.Probe(ctx, hide)
 	w := &warden{
-		c: c, judge: j, pin: &pinKeeper{dir: within(held), j: j, saved: j.size(), vers: j.bundleVersion()}, events: newEvents(), log: c.Log,
+		c: c, judge: j, life: ctx, pin: &pinKeeper{dir: within(held), j: j, saved: j.size(), vers: j.bundleVersion()}, events: newEvents(), log: c.Log,
 		status: Status{Node: pin.Node, Mode: string(probe.Mode), Floor: string(probe.Floor), Missing: probe.Missing,
 			Trial: c.Trial || probe.Mode != sandbox.RootMode, Version: c.Version, BootID: bootID()},
 	}
 	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), heldLive: filepath.Join(within(held), "live"), procs: procs, prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
 		hide: hide, events: w.events, live: map[string]*live{}, uids: newUIDRange(policy)}
 	w.run.clearEarlier()
+	if w.door, err = w.openDoor(within(held)); err != nil {
+		release()
+		return nil, nil, err
+	}
 	return w, release, nil
 }
 
@@ -234,7 +242,7 @@ func (w *warden) watch(ctx context.Context) {
 		case <-tick.C:
 		}
 		if since, have := w.judge.staleFor(); have && since > staleKill {
-			w.run.stopWhere(keeper.WhyLease, func(*live) bool { return true })
+			w.run.stopWhere(keeper.WhyLease, func(l *live) bool { return !l.alone })
 		}
 		w.run.overdue(bootTime(), w.c.Silence)
 		offset = w.clock(offset, wallMinusBoot())
@@ -267,6 +275,15 @@ func bootTime() time.Duration {
 		return 0
 	}
 	return time.Duration(ts.Nano())
+}
+
+// hostName is what this machine calls itself.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "this host"
+	}
+	return name
 }
 
 func bootID() string {
