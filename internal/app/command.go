@@ -200,14 +200,15 @@ func halfCommand(name, what, version string) *cobra.Command {
 }
 
 func joinCommand() *cobra.Command {
-	var data, file string
+	var data, file, witnesses string
 	var o link.JoinOptions
 	cmd := &cobra.Command{
 		Use:   "join",
 		Short: "Join this machine to an installation as a host",
 		Long:  "Takes the token of `handrail host invite` by prompt, stdin or file, never as an argument.\nThe key is made here. Then run `handrail node`.",
 		Example: `  handrail join                       # paste the token
-  handrail join --token-file invite   # read it from a file`,
+  handrail join --token-file invite   # read it from a file
+  handrail join --witnesses policy    # take orders only that these outsiders saw (C2SP tlog-policy)`,
 		Args: cobra.NoArgs, PreRunE: configure,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := dataFolder(data)
@@ -217,6 +218,11 @@ func joinCommand() *cobra.Command {
 			token, err := readToken(cmd, file)
 			if err != nil {
 				return err
+			}
+			if witnesses != "" {
+				if o.Witnesses, err = os.ReadFile(witnesses); err != nil {
+					return fault.Wrap(fault.Invalid, err, "cannot read the witnesses").WithHint("on the server: handrail ledger witness policy > witnesses")
+				}
 			}
 			at, err := role.Prepare(dir, false)
 			if err != nil {
@@ -234,6 +240,7 @@ func joinCommand() *cobra.Command {
 	cmd.Flags().StringVar(&data, "data", "", "folder for the node's data")
 	cmd.Flags().StringVar(&o.Hostname, "name", "", "this host's name (default: its hostname)")
 	cmd.Flags().StringVar(&file, "token-file", "", "file that holds the token")
+	cmd.Flags().StringVar(&witnesses, "witnesses", "", "file (C2SP tlog-policy) of the witnesses that must have cosigned each order for this host")
 	return cmd
 }
 

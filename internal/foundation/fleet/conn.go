@@ -20,6 +20,7 @@ type node struct {
 	Node
 	became time.Time // when it last said that it is something else
 	size   int64     // the tree that it last said it saw
+	wants  bool      // only orders that witnesses cosigned
 	budget budget    // of entries about it
 	conns  int       // of its connections, before the hello too
 
@@ -175,7 +176,7 @@ func (f *Fleet) attach(host string, hello wire.Hello, s *yamux.Session) (old *ya
 	}
 	old, n.control = n.control, s
 	n.Mode, n.Floor, n.Missing, n.Version, n.Trial = hello.Mode, hello.Floor, hello.Missing, hello.Version, hello.Trial
-	n.Seen = time.Now()
+	n.Seen, n.wants = time.Now(), hello.Cosigned
 	n.State = Online
 	f.mu.Unlock()
 	f.save(host)

@@ -86,6 +86,9 @@ func (f *Fleet) envelope(ctx context.Context, pass doorway.Pass, host string) (r
 		if err != nil {
 			return nil, 0, err
 		}
+		if proof, err = f.witnessed(ctx, host, proof); err != nil {
+			return nil, 0, err
+		}
 		order, err := wire.BuildOrder(proof, f.d.Ring.Order())
 		if err != nil {
 			return nil, 0, fault.Wrap(fault.Internal, err, "cannot build an order")

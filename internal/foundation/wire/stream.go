@@ -39,6 +39,9 @@ type Hello struct {
 	Missing []string `json:"missing"` // what this mode or kernel lacks, one sentence each
 	Floor   string   `json:"floor"`
 	Trial   bool     `json:"trial"`
+	// Cosigned says that the host takes only orders whose tree outside
+	// witnesses have cosigned. It demands more, so it need not be proven.
+	Cosigned bool `json:"cosigned,omitempty"`
 }
 
 // HelloAnswer is the server's line in return.

@@ -25,6 +25,7 @@ type JoinOptions struct {
 	Hostname  string   // "": the machine's own
 	UID, GID  int      // owner of the folder's files, where this process may say
 	Addresses []string // further server addresses, tried in order after the token's
+	Witnesses []byte   // C2SP tlog-policy that this host demands of each order; nil demands none
 	Dial      func(ctx context.Context, network, address string) (net.Conn, error)
 }
 

@@ -160,7 +160,7 @@ func (l *link) open(ctx context.Context, address, use string, s warden.Status) (
 		return nil, answer, err
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
-	hello := wire.Hello{V: 1, Use: use, Version: l.c.Version, Mode: s.Mode, Missing: s.Missing, Floor: s.Floor, Trial: s.Trial}
+	hello := wire.Hello{V: 1, Use: use, Version: l.c.Version, Mode: s.Mode, Missing: s.Missing, Floor: s.Floor, Trial: s.Trial, Cosigned: s.Cosigned}
 	if err = wire.WriteLine(c, hello); err == nil {
 		err = wire.ReadLine(c, &answer)
 	}

@@ -36,6 +36,11 @@ func (p Place) Join(ctx context.Context, token string, o link.JoinOptions) (link
 	if p.Root {
 		o.UID, o.GID = p.Link, p.Link
 	}
+	if o.Witnesses != nil { // before anything trusts this server
+		if err := warden.SetWitnesses(p.At(wardenName), o.Witnesses); err != nil {
+			return link.Joined{}, err
+		}
+	}
 	joined, err := link.Join(ctx, token, p.At(linkName), o)
 	if err != nil {
 		return joined, err

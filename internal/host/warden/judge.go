@@ -31,6 +31,7 @@ const (
 	RulePolicy    = "policy"    // the host's own policy says no
 	RuleAuthority = "authority" // the host's policy wants signatures that are not there
 	RuleTrust     = "trust"     // a trust bundle that the pinned root key does not carry
+	RuleWitness   = "witness"   // the host's policy wants witnesses who have not cosigned
 	RuleHost      = "host"      // the host cannot: no alarm
 )
 
@@ -325,7 +326,7 @@ func (j *judge) order(e wire.Envelope) (accepted, error) {
 		r.quiet = !j.lease.have // just started: nobody's fault
 		return accepted{}, r
 	}
-	leaf, err := j.prove(o, e)
+	leaf, err := j.prove(o, e, now)
 	if err != nil {
 		return accepted{}, err
 	}
@@ -348,13 +349,16 @@ func (j *judge) order(e wire.Envelope) (accepted, error) {
 }
 
 // prove checks that the order is in the ledger that this node knows.
-func (j *judge) prove(o wire.Order, e wire.Envelope) (ledger.Leaf, error) {
+func (j *judge) prove(o wire.Order, e wire.Envelope, now time.Duration) (ledger.Leaf, error) {
 	if err := o.Proof().Verify(j.log, j.bundle.Origin); err != nil {
 		return ledger.Leaf{}, refuse(RuleProof, "cannot accept order: %v", err)
 	}
 	tree, err := ledger.OpenCheckpoint(o.Checkpoint, j.bundle.Origin, j.log)
 	if err != nil {
 		return ledger.Leaf{}, refuse(RuleProof, "cannot accept order: %v", err)
+	}
+	if err := j.checkCosigned(o, now); err != nil { // before it is remembered
+		return ledger.Leaf{}, err
 	}
 	if err := j.extend(tree, o.Checkpoint, e.From, e.Consistency); err != nil {
 		return ledger.Leaf{}, err

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/sandbox"
 )
@@ -38,7 +39,8 @@ type hostPolicy struct {
 	UIDCount   uint32   `json:"uid_count,omitempty"`
 	Vouchers   string   `json:"vouchers,omitempty"` // "no", "hardware" (keys that want a touch), "yes"; empty: see vouchers
 
-	keys [][]byte // approvers' keys: SSH wire format or PKIX DER
+	keys      [][]byte             // approvers' keys: SSH wire format or PKIX DER
+	witnesses ledger.WitnessPolicy // of a file beside it; see cosigned.go
 }
 
 const (
@@ -59,6 +61,10 @@ func readPolicy(dir string) (hostPolicy, error) {
 		p.UIDFirst, p.UIDCount = containerUIDFirst, containerUIDCount
 	}
 	least := min(p.UIDFirst, 100_000)
+	var err error
+	if p.witnesses, err = readWitnesses(dir); err != nil {
+		return p, err
+	}
 	path := filepath.Join(dir, policyName)
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -105,6 +105,8 @@ type Status struct {
 	Version string   `json:"version"`
 	BootID  string   `json:"boot_id"`
 	Live    int      `json:"live"` // sessions
+	// Cosigned says that the host wants witnesses to have cosigned each order.
+	Cosigned bool `json:"cosigned,omitempty"`
 }
 
 // send writes one message, with a file where there is one.

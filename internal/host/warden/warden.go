@@ -149,7 +149,7 @@ func open(ctx context.Context, c Config) (*warden, func(), error) {
 	w := &warden{
 		c: c, judge: j, life: ctx, pin: &pinKeeper{dir: within(held), j: j, saved: j.size(), vers: j.bundleVersion()}, events: newEvents(), log: c.Log,
 		status: Status{Node: pin.Node, Mode: string(probe.Mode), Floor: string(probe.Floor), Missing: probe.Missing,
-			Trial: c.Trial || probe.Mode != sandbox.RootMode, Version: c.Version, BootID: bootID()},
+			Trial: c.Trial || probe.Mode != sandbox.RootMode, Version: c.Version, BootID: bootID(), Cosigned: policy.witnesses.Wants()},
 	}
 	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), heldLive: filepath.Join(within(held), "live"), procs: procs, prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
 		hide: hide, events: w.events, live: map[string]*live{}, uids: newUIDRange(policy)}
