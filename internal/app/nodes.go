@@ -2,17 +2,30 @@ package app
 
 import (
 	"context"
+	"sync"
 
+	"handrail.dev/handrail/internal/feature/agentless"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fleet"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
-// nodes gives sessions the fleet in their own words.
-type nodes struct{ f *fleet.Fleet }
+// nodes gives sessions their hosts in their own words: the fleet's, and those
+// that have no node.
+type nodes struct {
+	f *fleet.Fleet
+	r *agentless.Reach
+}
 
 func (n nodes) Start(ctx context.Context, pass doorway.Pass, host string, bulk bool) (session.Stream, wire.SessionAnswer, error) {
+	if h := pass.Act().Host; h != nil && h.Agentless() {
+		s, answer, err := n.r.Start(ctx, pass, host)
+		if err != nil {
+			return nil, answer, err
+		}
+		return s, answer, nil
+	}
 	s, answer, err := n.f.Start(ctx, pass, host, bulk)
 	if err != nil {
 		return nil, answer, err // a nil *fleet.Stream must not become a stream
@@ -21,11 +34,36 @@ func (n nodes) Start(ctx context.Context, pass doorway.Pass, host string, bulk b
 }
 
 func (n nodes) Resume(ctx context.Context, pass doorway.Pass, host string) error {
+	if n.r.Has(orderedSession(pass)) {
+		return n.r.Resume(ctx, pass, host)
+	}
 	return n.f.Resume(ctx, pass, host)
 }
 
+// orderedSession is the session that the pass gives power back to. It may have
+// begun before its host was adopted.
+func orderedSession(pass doorway.Pass) string {
+	for _, e := range pass.Receipt().Entries() {
+		if e.Parsed.Session != "" {
+			return e.Parsed.Session
+		}
+	}
+	return ""
+}
+
 func (n nodes) Brake(ctx context.Context, b wire.Brake) ([]wire.BrakeAnswer, error) {
-	return n.f.Brake(ctx, b)
+	if n.r.Has(b.Session) {
+		return n.r.Brake(ctx, b), nil
+	}
+	if b.Node != wire.EveryNode {
+		return n.f.Brake(ctx, b)
+	}
+	var over []wire.BrakeAnswer // both at once: a lock waits for nobody
+	var both sync.WaitGroup
+	both.Go(func() { over = n.r.Brake(ctx, b) })
+	answers, err := n.f.Brake(ctx, b)
+	both.Wait()
+	return append(answers, over...), err
 }
 
 // ends gives grants the sessions in their own words.

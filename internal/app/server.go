@@ -20,6 +20,7 @@ import (
 
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/access"
+	"handrail.dev/handrail/internal/feature/agentless"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/feature/recording"
@@ -84,6 +85,7 @@ type Server struct {
 	fleet      *fleet.Fleet
 	recordings *recording.Recordings
 	sessions   *session.Sessions
+	agentless  *agentless.Reach
 	roster     *roster.Roster
 	locks      atomic.Pointer[roster.Roster] // the same, once it is there: the spool may ask before
 	notices    *notice.Hub
@@ -181,7 +183,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(),
+		witness.Actions(), agentless.Actions(),
 	} {
 		all = append(all, actions...)
 	}
@@ -280,10 +282,11 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.agentless = s.newAgentless()
 	s.sessions = session.New(session.Deps{
 		Store: s.store, Door: s.door, Hosts: s.hosts, People: s.people, Grants: access.Standing{}, Rules: s.force,
-		Nodes: nodes{s.fleet}, Recordings: s.recordings, LockEpoch: s.people.LockEpochTx, Log: s.c.Log,
-		Online:  func(host string) bool { return s.fleet.Node(host).State == fleet.Online },
+		Nodes: nodes{s.fleet, s.agentless}, Recordings: s.recordings, LockEpoch: s.people.LockEpochTx, Log: s.c.Log,
+		Online:  s.reachable,
 		Changed: func(i session.Info) { s.notices.Publish(notice.Event{Topic: notice.Sessions, ID: i.ID}) },
 	})
 	s.access.UseSessions(ends{s.sessions})
@@ -298,7 +301,7 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 func (s *Server) openSurfaces(context.Context) (err error) {
 	api := rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
-		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
+		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Provider: s.provider, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
@@ -418,6 +421,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "fleet", s.fleet.Run)
 	run(below, "recordings", s.recordings.Run)
 	run(below, "witnesses", s.circle.Run)
+	run(below, "hosts without a node", s.agentless.Run)
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)
 	run(below, "followers", s.follow)

@@ -25,26 +25,34 @@ const (
 )
 
 type Host struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // h-…
-	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Environment   string                 `protobuf:"bytes,3,opt,name=environment,proto3" json:"environment,omitempty"` // dev, staging, production
-	Scope         string                 `protobuf:"bytes,4,opt,name=scope,proto3" json:"scope,omitempty"`             // none, pci, sox, hipaa
-	Services      []string               `protobuf:"bytes,5,rep,name=services,proto3" json:"services,omitempty"`
-	Labels        []string               `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
-	State         string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"` // online, stale, offline, never
-	Seen          *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=seen,proto3" json:"seen,omitempty"`
-	Floor         string                 `protobuf:"bytes,9,opt,name=floor,proto3" json:"floor,omitempty"` // full, reduced, brokered
-	FloorMissing  []string               `protobuf:"bytes,10,rep,name=floor_missing,json=floorMissing,proto3" json:"floor_missing,omitempty"`
-	Facts         []*Fact                `protobuf:"bytes,11,rep,name=facts,proto3" json:"facts,omitempty"`
-	Sessions      uint32                 `protobuf:"varint,12,opt,name=sessions,proto3" json:"sessions,omitempty"` // live ones
-	Created       *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=created,proto3" json:"created,omitempty"`
-	NodeVersion   string                 `protobuf:"bytes,14,opt,name=node_version,json=nodeVersion,proto3" json:"node_version,omitempty"`
-	Mode          string                 `protobuf:"bytes,15,opt,name=mode,proto3" json:"mode,omitempty"` // root, user-namespace, no-shells
-	Trial         bool                   `protobuf:"varint,16,opt,name=trial,proto3" json:"trial,omitempty"`
-	Server        bool                   `protobuf:"varint,17,opt,name=server,proto3" json:"server,omitempty"` // the server runs there: root is the whole installation
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Id           string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // h-…
+	Name         string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Environment  string                 `protobuf:"bytes,3,opt,name=environment,proto3" json:"environment,omitempty"` // dev, staging, production
+	Scope        string                 `protobuf:"bytes,4,opt,name=scope,proto3" json:"scope,omitempty"`             // none, pci, sox, hipaa
+	Services     []string               `protobuf:"bytes,5,rep,name=services,proto3" json:"services,omitempty"`
+	Labels       []string               `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty"`
+	State        string                 `protobuf:"bytes,7,opt,name=state,proto3" json:"state,omitempty"` // online, stale, offline, never
+	Seen         *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=seen,proto3" json:"seen,omitempty"`
+	Floor        string                 `protobuf:"bytes,9,opt,name=floor,proto3" json:"floor,omitempty"` // full, reduced, brokered
+	FloorMissing []string               `protobuf:"bytes,10,rep,name=floor_missing,json=floorMissing,proto3" json:"floor_missing,omitempty"`
+	Facts        []*Fact                `protobuf:"bytes,11,rep,name=facts,proto3" json:"facts,omitempty"`
+	Sessions     uint32                 `protobuf:"varint,12,opt,name=sessions,proto3" json:"sessions,omitempty"` // live ones
+	Created      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=created,proto3" json:"created,omitempty"`
+	NodeVersion  string                 `protobuf:"bytes,14,opt,name=node_version,json=nodeVersion,proto3" json:"node_version,omitempty"`
+	Mode         string                 `protobuf:"bytes,15,opt,name=mode,proto3" json:"mode,omitempty"` // root, user-namespace, no-shells, agentless
+	Trial        bool                   `protobuf:"varint,16,opt,name=trial,proto3" json:"trial,omitempty"`
+	Server       bool                   `protobuf:"varint,17,opt,name=server,proto3" json:"server,omitempty"` // the server runs there: root is the whole installation
+	// Of a host that is reached through its own sshd (mode agentless).
+	SshAddress     string `protobuf:"bytes,30,opt,name=ssh_address,json=sshAddress,proto3" json:"ssh_address,omitempty"`
+	SshUser        string `protobuf:"bytes,31,opt,name=ssh_user,json=sshUser,proto3" json:"ssh_user,omitempty"`
+	SshWrite       string `protobuf:"bytes,32,opt,name=ssh_write,json=sshWrite,proto3" json:"ssh_write,omitempty"`
+	SshFingerprint string `protobuf:"bytes,33,opt,name=ssh_fingerprint,json=sshFingerprint,proto3" json:"ssh_fingerprint,omitempty"`
+	SshSource      string `protobuf:"bytes,34,opt,name=ssh_source,json=sshSource,proto3" json:"ssh_source,omitempty"`
+	SshNode        bool   `protobuf:"varint,35,opt,name=ssh_node,json=sshNode,proto3" json:"ssh_node,omitempty"`
+	SshTrouble     string `protobuf:"bytes,36,opt,name=ssh_trouble,json=sshTrouble,proto3" json:"ssh_trouble,omitempty"` // why it could not be reached, the last time
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Host) Reset() {
@@ -194,6 +202,55 @@ func (x *Host) GetServer() bool {
 		return x.Server
 	}
 	return false
+}
+
+func (x *Host) GetSshAddress() string {
+	if x != nil {
+		return x.SshAddress
+	}
+	return ""
+}
+
+func (x *Host) GetSshUser() string {
+	if x != nil {
+		return x.SshUser
+	}
+	return ""
+}
+
+func (x *Host) GetSshWrite() string {
+	if x != nil {
+		return x.SshWrite
+	}
+	return ""
+}
+
+func (x *Host) GetSshFingerprint() string {
+	if x != nil {
+		return x.SshFingerprint
+	}
+	return ""
+}
+
+func (x *Host) GetSshSource() string {
+	if x != nil {
+		return x.SshSource
+	}
+	return ""
+}
+
+func (x *Host) GetSshNode() bool {
+	if x != nil {
+		return x.SshNode
+	}
+	return false
+}
+
+func (x *Host) GetSshTrouble() string {
+	if x != nil {
+		return x.SshTrouble
+	}
+	return ""
 }
 
 // Fact is one thing the host said of itself. A fact that cannot be read has a
@@ -982,7 +1039,7 @@ var File_handrail_v1_hosts_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_hosts_proto_rawDesc = "" +
 	"\n" +
-	"\x17handrail/v1/hosts.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xfd\x03\n" +
+	"\x17handrail/v1/hosts.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xda\x05\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1001,7 +1058,17 @@ const file_handrail_v1_hosts_proto_rawDesc = "" +
 	"\fnode_version\x18\x0e \x01(\tR\vnodeVersion\x12\x12\n" +
 	"\x04mode\x18\x0f \x01(\tR\x04mode\x12\x14\n" +
 	"\x05trial\x18\x10 \x01(\bR\x05trial\x12\x16\n" +
-	"\x06server\x18\x11 \x01(\bR\x06server:\x04\xd8\xf3\x18\x02\"z\n" +
+	"\x06server\x18\x11 \x01(\bR\x06server\x12\x1f\n" +
+	"\vssh_address\x18\x1e \x01(\tR\n" +
+	"sshAddress\x12\x19\n" +
+	"\bssh_user\x18\x1f \x01(\tR\asshUser\x12\x1b\n" +
+	"\tssh_write\x18  \x01(\tR\bsshWrite\x12'\n" +
+	"\x0fssh_fingerprint\x18! \x01(\tR\x0esshFingerprint\x12\x1d\n" +
+	"\n" +
+	"ssh_source\x18\" \x01(\tR\tsshSource\x12\x19\n" +
+	"\bssh_node\x18# \x01(\bR\asshNode\x12\x1f\n" +
+	"\vssh_trouble\x18$ \x01(\tR\n" +
+	"sshTrouble:\x04\xd8\xf3\x18\x02\"z\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12*\n" +

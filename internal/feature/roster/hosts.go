@@ -75,6 +75,7 @@ type HostChange struct {
 	Scope       *string
 	Services    *[]string
 	Labels      *[]string
+	SSH         SSHChange
 }
 
 func (c HostChange) apply(h target.Host) target.Host {
@@ -90,7 +91,7 @@ func (c HostChange) apply(h target.Host) target.Host {
 	if c.Labels != nil {
 		h.Labels = *c.Labels
 	}
-	return h
+	return c.SSH.apply(h)
 }
 
 // SetHost sets what people say of a host. An approval is for the host as it was

@@ -24,6 +24,7 @@ const (
 	KindPersonUnlock = "person.unlock"
 	KindHostInvite   = "host.invite"
 	KindHostSet      = "host.set"
+	KindHostAdd      = "host.add"
 	KindPolicyApply  = "policy.apply"
 )
 
@@ -95,6 +96,7 @@ func Kinds(people *identity.People, hosts *target.Hosts, force *policy.Force) []
 			entry, err := hosts.SetByTx(tx, a.Requester, q.Host)
 			return []ledger.Entry{entry}, err
 		}},
+		hostAddKind(hosts),
 		kind[policyApply]{KindPolicyApply, describePolicy(force), func(tx *store.Tx, a approval.Approval, q policyApply) ([]ledger.Entry, error) {
 			_, entry, err := force.ApplyTx(tx, a.Requester, policy.Set{Files: q.Files}, q.Base)
 			return []ledger.Entry{entry}, err
@@ -236,6 +238,11 @@ func describeHostSet(_ store.Queryer, r hostSet) (approval.Description, error) {
 	for _, line := range []struct{ name, from, to string }{
 		{"name", r.Was.Name, r.Host.Name}, {"environment", r.Was.Environment, r.Host.Environment}, {"scope", r.Was.Scope, r.Host.Scope},
 		{"services", list(r.Was.Services), list(r.Host.Services)}, {"labels", list(r.Was.Labels), list(r.Host.Labels)},
+		{"reached by", reachedBy(r.Was), reachedBy(r.Host)}, {"SSH address", r.Was.SSHAddress, r.Host.SSHAddress},
+		{"account to read as", r.Was.SSHUser, r.Host.SSHUser}, {"account to write as", r.Was.SSHWrite, r.Host.SSHWrite},
+		{"pinned host key", target.Fingerprint(r.Was.SSHKey), target.Fingerprint(r.Host.SSHKey)},
+		{"certificates count from", sourceWord(r.Was), sourceWord(r.Host)},
+		{"node for the length of a session", yesNo(r.Was.SSHNode), yesNo(r.Host.SSHNode)},
 	} {
 		if line.from != line.to {
 			d.Details = append(d.Details, approval.Detail{Name: line.name, Value: line.from + " → " + line.to})
@@ -248,6 +255,7 @@ func describeHostSet(_ store.Queryer, r hostSet) (approval.Description, error) {
 	if r.Was.Scope != r.Host.Scope && r.Was.Scope != "none" {
 		d.Grants = append(d.Grants, "the rules of scope "+r.Was.Scope+" no longer hold on "+r.Was.Name)
 	}
+	d.Grants = append(d.Grants, grantedBySSH(r.Was, r.Host)...)
 	return d, nil
 }
 

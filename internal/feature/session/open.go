@@ -223,7 +223,10 @@ func (s *Sessions) opened(tx *store.Tx, l *Live, req OpenRequest, draft *recordi
 		info.Grant, info.Reason, info.BreakGlass = grant.ID, grant.Reason, grant.Kind == "break-glass"
 	}
 	info.BuddyRequired = req.Level == wire.LevelWrite && (grant.BuddyRequired || engine.BuddyRequired(host))
-	spec := specOf(info, req, engine, host, grant, now)
+	if grant, err = accountThere(host, info, grant); err != nil {
+		return nil, err
+	}
+	spec := withoutNode(specOf(info, req, engine, host, grant, now), host)
 	order := wire.OrderPayload{V: 1, Order: "o-" + l.fixed.ID[2:], Kind: wire.KindSessionStart, Node: host.ID, Issued: now.UnixMicro(),
 		ValidMS: s.b.ValidFor.Milliseconds(), Session: &spec}
 	if granted {

@@ -301,7 +301,7 @@ func (d *Door) Explain(ctx context.Context, act Act) (policy.Decision, error) {
 			return err
 		}
 		decision = ruled.decision
-		if !decision.Allowed && ruled.engine != nil {
+		if !decision.Allowed && ruled.engine != nil && !ruled.builtIn {
 			decision = ruled.engine.Explain(ruled.query)
 		}
 		return nil

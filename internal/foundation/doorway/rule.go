@@ -20,6 +20,7 @@ type ruling struct {
 	decision policy.Decision
 	engine   *policy.Engine
 	grants   map[string]GrantInForce
+	builtIn  bool // not the set's decision, so the set cannot explain it
 }
 
 // rule reads everything anew and decides. An error is a refusal too, but one
@@ -52,7 +53,9 @@ func (d *Door) rule(q store.Queryer, act Act, now time.Time) (ruling, error) {
 		if err := d.grant(q, &r, host, now); err != nil {
 			return r, err
 		}
+		r.query.Context.FloorOK = r.query.Context.FloorOK && reachesFloor(r.engine, host)
 		if r.decision = builtIn(r.query); r.decision.Text != "" {
+			r.builtIn = true
 			return r, nil
 		}
 		if r.decision = r.engine.Decide(r.query); !r.decision.Allowed {
@@ -143,7 +146,7 @@ func builtIn(q policy.Query) policy.Decision {
 	if q.Principal.ReadOnly && (q.Action != "sessions.open" || q.Context.Level != "read") {
 		return policy.Decision{Rules: []string{"code-reads-only"}, Text: "Refused: a connection that came by a code may only read.", Next: "handrail login"}
 	}
-	return policy.Decision{}
+	return withoutNode(q)
 }
 
 // deniedPayload is the ledger's form of a refusal.
@@ -162,7 +165,7 @@ type deniedPayload struct {
 // refuse records a refusal and says it so that the person can act on it.
 func (d *Door) refuse(ctx context.Context, r ruling) error {
 	decision := r.decision
-	if len(decision.Errors) == 0 && r.engine != nil && (len(decision.Rules) == 0 || decision.Rules[0] != "code-reads-only") {
+	if len(decision.Errors) == 0 && r.engine != nil && !r.builtIn {
 		decision = r.engine.Explain(r.query)
 	}
 	what := Verb(r.act.Action)

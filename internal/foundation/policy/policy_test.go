@@ -182,7 +182,7 @@ func TestASetWithAFaultIsRefusedWithItsPlace(t *testing.T) {
 
 func TestSettingsAreStrict(t *testing.T) {
 	for from, to := range map[string]string{
-		`least_floor = "reduced"`:                        `leest_floor = "reduced"`,
+		`least_floor = "account"`:                        `leest_floor = "account"`,
 		`[approvals.ratification]`:                       `[approval.ratification]`,
 		`groups = ["adm", "systemd-journal"]`:            `groups = ["docker"]`,
 		`write_account = "handrail-write"`:               `write_account = "root"`,
@@ -251,7 +251,7 @@ func TestObligationsTakeTheStrictest(t *testing.T) {
 	if e.BuddyRequired(*lab, *web) || !e.BuddyRequired(*lab, *pay) {
 		t.Error("regulated production wants a buddy")
 	}
-	if e.LeastFloor("dev") != "reduced" || e.LeastFloor("production") != "full" || e.LeastFloor("what") != "full" {
+	if e.LeastFloor("dev") != "account" || e.LeastFloor("production") != "full" || e.LeastFloor("what") != "full" {
 		t.Error("an unknown environment is treated as production")
 	}
 	if e.BreakGlassFor(*lab) != 30*time.Minute || e.RatifyWithin() != 10*time.Minute || e.ReviewWithin() != 72*time.Hour {

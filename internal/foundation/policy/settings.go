@@ -59,7 +59,7 @@ type ApprovalRule struct {
 // Environment is what holds in an environment.
 type Environment struct {
 	WriteAccount string   `toml:"write_account"`
-	LeastFloor   string   `toml:"least_floor"` // full, reduced, brokered
+	LeastFloor   string   `toml:"least_floor"` // full, reduced, account, brokered
 	LongestGrant Length   `toml:"longest_grant"`
 	Prompt       string   `toml:"prompt"`
 	Colour       string   `toml:"colour"`
@@ -128,8 +128,8 @@ func (s Settings) check(bad func(string, ...any)) {
 		case !there:
 			bad("[environments.%s] is missing", name)
 			continue
-		case !slices.Contains([]string{"full", "reduced", "brokered"}, e.LeastFloor):
-			bad("[environments.%s] least_floor is %q: use full, reduced or brokered", name, e.LeastFloor)
+		case !slices.Contains([]string{"full", "reduced", "account", "brokered"}, e.LeastFloor):
+			bad("[environments.%s] least_floor is %q: use full, reduced, account or brokered", name, e.LeastFloor)
 		case e.WriteAccount == "" || e.WriteAccount == "root":
 			bad("[environments.%s] write_account is %q: name an account that is not root; root is a field of the grant", name, e.WriteAccount)
 		case e.LongestGrant <= 0:

@@ -71,11 +71,19 @@ type Host struct {
 	Scope       string `db:"scope" json:"scope"`
 	Services    Words  `db:"services" json:"services,omitempty"`
 	Labels      Words  `db:"labels" json:"labels,omitempty"`
-	Mode        string `db:"mode" json:"mode,omitempty"` // root, user-namespace, no-shells; "" is not known yet
+	Mode        string `db:"mode" json:"mode,omitempty"` // root, user-namespace, no-shells, agentless; "" is not known yet
 	Trial       bool   `db:"trial" json:"trial,omitempty"`
 	Server      bool   `db:"server" json:"server,omitempty"` // the machine that the server runs on: root there reads its keys
 	Created     int64  `db:"created" json:"created"`         // µs
 	Version     int64  `db:"version" json:"version"`         // of the row, for compare-and-set
+
+	// How the server reaches a host that has no node; see ssh.go.
+	SSHAddress string `db:"ssh_address" json:"ssh_address,omitempty"` // host:port; "": it has, or waits for, a node
+	SSHUser    string `db:"ssh_user" json:"ssh_user,omitempty"`       // the account that read sessions log in as
+	SSHWrite   string `db:"ssh_write" json:"ssh_write,omitempty"`     // the account of write sessions; "": none
+	SSHKey     string `db:"ssh_key" json:"ssh_key,omitempty"`         // the pinned host key: "ssh-ed25519 AAAA…"
+	SSHSource  string `db:"ssh_source" json:"ssh_source,omitempty"`   // "": our end of the connection; "any"; or networks
+	SSHNode    bool   `db:"ssh_node" json:"ssh_node,omitempty"`       // our binary may run there for the length of a session
 }
 
 // Path is the host as a typed target.
@@ -92,10 +100,11 @@ const (
 	HostInvited ledger.Action = "host.invited"
 	HostJoined  ledger.Action = "host.joined"
 	HostSet     ledger.Action = "host.set"
+	HostAdded   ledger.Action = "host.added" // without a node
 )
 
 // Actions lists the ledger actions of hosts.
-func Actions() []ledger.Action { return []ledger.Action{HostInvited, HostJoined, HostSet} }
+func Actions() []ledger.Action { return []ledger.Action{HostInvited, HostJoined, HostSet, HostAdded} }
 
 // Schema is the tables of hosts.
 func Schema() []store.Migration {
@@ -127,6 +136,13 @@ func Schema() []store.Migration {
 )`},
 		{Name: "target-3-hosts-server", SQL: `ALTER TABLE hosts ADD COLUMN server BOOLEAN NOT NULL DEFAULT FALSE`},
 		{Name: "target-4-invites-server", SQL: `ALTER TABLE host_invites ADD COLUMN server BOOLEAN NOT NULL DEFAULT FALSE`},
+		{Name: "target-5-ssh-address", SQL: `ALTER TABLE hosts ADD COLUMN ssh_address TEXT NOT NULL DEFAULT ''`},
+		{Name: "target-6-ssh-user", SQL: `ALTER TABLE hosts ADD COLUMN ssh_user TEXT NOT NULL DEFAULT ''`},
+		{Name: "target-7-ssh-write", SQL: `ALTER TABLE hosts ADD COLUMN ssh_write TEXT NOT NULL DEFAULT ''`},
+		{Name: "target-8-ssh-key", SQL: `ALTER TABLE hosts ADD COLUMN ssh_key TEXT NOT NULL DEFAULT ''`},
+		{Name: "target-9-ssh-source", SQL: `ALTER TABLE hosts ADD COLUMN ssh_source TEXT NOT NULL DEFAULT ''`},
+		{Name: "target-10-ssh-node", SQL: `ALTER TABLE hosts ADD COLUMN ssh_node BOOLEAN NOT NULL DEFAULT FALSE`},
+		{Name: "target-11-invites-adopt", SQL: `ALTER TABLE host_invites ADD COLUMN adopts TEXT NOT NULL DEFAULT ''`},
 	}
 }
 
@@ -138,7 +154,8 @@ type hostPayload struct {
 	By     string `json:"by,omitempty"`
 }
 
-const selectHost = `SELECT id, name, environment, scope, services, labels, mode, trial, server, created, version FROM hosts `
+const selectHost = `SELECT id, name, environment, scope, services, labels, mode, trial, server, created, version,
+	ssh_address, ssh_user, ssh_write, ssh_key, ssh_source, ssh_node FROM hosts `
 
 // GetTx returns the host with exactly that id.
 func (h *Hosts) GetTx(q store.Queryer, id string) (Host, error) {
@@ -270,9 +287,11 @@ func (h *Hosts) addTx(tx *store.Tx, host Host, by string) (ledger.Entry, Host, e
 		return ledger.Entry{}, Host{}, fault.New(fault.Conflict, "cannot add host %q: there is one of that name, %s", host.Name, same[0].ID).
 			WithHint("handrail host invite OTHER")
 	}
-	_, err = tx.Exec(`INSERT INTO hosts (id, name, environment, scope, services, labels, mode, trial, server, created, version)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)`,
-		host.ID, host.Name, host.Environment, host.Scope, host.Services.Text(), host.Labels.Text(), host.Mode, host.Trial, host.Server, host.Created, host.Version)
+	_, err = tx.Exec(`INSERT INTO hosts (id, name, environment, scope, services, labels, mode, trial, server, created, version,
+	ssh_address, ssh_user, ssh_write, ssh_key, ssh_source, ssh_node)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)`,
+		host.ID, host.Name, host.Environment, host.Scope, host.Services.Text(), host.Labels.Text(), host.Mode, host.Trial, host.Server, host.Created, host.Version,
+		host.SSHAddress, host.SSHUser, host.SSHWrite, host.SSHKey, host.SSHSource, host.SSHNode)
 	if err != nil {
 		return ledger.Entry{}, Host{}, err
 	}
@@ -298,9 +317,11 @@ func (h *Hosts) SetByTx(tx *store.Tx, by string, host Host) (ledger.Entry, error
 	}
 	read := host.Version
 	host.Version++
-	changed, err := tx.Exec(`UPDATE hosts SET name = $1, environment = $2, scope = $3, services = $4, labels = $5, mode = $6, trial = $7, version = $8
-WHERE id = $9 AND version = $10`,
-		host.Name, host.Environment, host.Scope, host.Services.Text(), host.Labels.Text(), host.Mode, host.Trial, host.Version, host.ID, read)
+	changed, err := tx.Exec(`UPDATE hosts SET name = $1, environment = $2, scope = $3, services = $4, labels = $5, mode = $6, trial = $7, version = $8,
+	ssh_address = $9, ssh_user = $10, ssh_write = $11, ssh_key = $12, ssh_source = $13, ssh_node = $14
+WHERE id = $15 AND version = $16`,
+		host.Name, host.Environment, host.Scope, host.Services.Text(), host.Labels.Text(), host.Mode, host.Trial, host.Version,
+		host.SSHAddress, host.SSHUser, host.SSHWrite, host.SSHKey, host.SSHSource, host.SSHNode, host.ID, read)
 	if err != nil {
 		return ledger.Entry{}, err
 	}
@@ -382,7 +403,7 @@ func (h Host) Validate() error {
 			return fault.New(fault.Invalid, "cannot use %.40q as a service or label: use letters, digits and . _ - = / only", word)
 		}
 	}
-	return nil
+	return h.validSSH()
 }
 
 // ValidName says what is wrong with a host name. A name goes into SSH user

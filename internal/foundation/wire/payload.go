@@ -39,6 +39,9 @@ const (
 	FloorFull     = "full"
 	FloorReduced  = "reduced"
 	FloorBrokered = "brokered"
+	// FloorAccount is what a host without a node has: an account that is not
+	// root's, and no sandbox. The server enforces it; no node is ever asked for it.
+	FloorAccount = "account"
 )
 
 // MaxOrderAge is the longest that an order may be valid, in milliseconds of
@@ -207,7 +210,7 @@ func (s SessionSpec) check() error {
 		return bad("no time left")
 	case strings.ContainsRune(s.Command, 0) || strings.ContainsRune(s.Prompt, 0):
 		return bad("a zero byte")
-	case s.LeastFloor != "" && s.LeastFloor != FloorFull && s.LeastFloor != FloorReduced && s.LeastFloor != FloorBrokered:
+	case s.LeastFloor != "" && s.LeastFloor != FloorFull && s.LeastFloor != FloorReduced && s.LeastFloor != FloorBrokered && s.LeastFloor != FloorAccount:
 		return bad("bad least floor")
 	case len(s.Env) > 64 || len(s.Groups) > 32 || len(s.Secrets) > 1024 || len(s.Banner) > 32:
 		return bad("a list is too long")

@@ -27,6 +27,7 @@ type client struct {
 	provider  handrailv1connect.ProviderClient
 	events    handrailv1connect.EventsClient
 	hosts     handrailv1connect.HostsClient
+	sshHosts  handrailv1connect.SSHHostsClient
 	people    handrailv1connect.PeopleClient
 	grants    handrailv1connect.GrantsClient
 	approvals handrailv1connect.ApprovalsClient
@@ -76,6 +77,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		provider:  handrailv1connect.NewProviderClient(h, base, option),
 		events:    handrailv1connect.NewEventsClient(h, base, option),
 		hosts:     handrailv1connect.NewHostsClient(h, base, option),
+		sshHosts:  handrailv1connect.NewSSHHostsClient(h, base, option),
 		people:    handrailv1connect.NewPeopleClient(h, base, option),
 		grants:    handrailv1connect.NewGrantsClient(h, base, option),
 		approvals: handrailv1connect.NewApprovalsClient(h, base, option),

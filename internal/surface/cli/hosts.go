@@ -14,9 +14,9 @@ import (
 func (t *tool) lookCommands() []*cobra.Command {
 	return []*cobra.Command{
 		t.hostsCommand(),
-		t.group("host", "Show, invite or describe a host",
+		t.group("host", "Show, invite, add or describe a host",
 			"handrail host show web-1           # facts, floor, what I may do there\nhandrail host invite --env staging  # the line to run on another machine",
-			t.hostShowCommand(), t.hostInviteCommand(), t.hostSetCommand()),
+			t.hostShowCommand(), t.hostInviteCommand(), t.hostSetCommand(), t.hostAddCommand(), t.hostTrustCommand()),
 		t.sshCommand(),
 	}
 }
@@ -72,7 +72,7 @@ func ended(ctx context.Context, err error) error {
 }
 
 var stateTone = map[string]tone{
-	"online": good, "stale": warn, "offline": bad, "never": dim,
+	"online": good, "stale": warn, "offline": bad, "never": dim, "mismatch": bad, "refused": bad,
 	"live": good, "active": good, "paused": warn, "requested": warn, "approved": good, "denied": bad, "in-review": warn,
 	"ok": good, "failed": bad, "lost": bad, "unknown": warn,
 }
@@ -138,6 +138,7 @@ func (t *tool) hostView(answer *v1.GetHostResponse) view {
 	s.put("sessions", fmt.Sprintf("%d live", h.GetSessions()))
 	s.put("floor", h.GetFloor()).list("missing", h.GetFloorMissing())
 	s.put("mode", h.GetMode())
+	t.sshRows(s, h)
 	if h.GetTrial() {
 		s.put("trial", "yes: cannot be production")
 	}
@@ -202,10 +203,14 @@ func (t *tool) hostInviteCommand() *cobra.Command {
 func (t *tool) hostSetCommand() *cobra.Command {
 	var env, scope string
 	var services, labels []string
+	var ssh sshChange
 	c := t.command("set HOST", "Change what people say of a host; a second person agrees",
 		"handrail host set web-1 --env production                # set by people, never claimed by the host\nhandrail host set web-1 --service pay --label team=core  # replaces its services and labels",
 		exactly("the host"),
 		func(cmd *cobra.Command, args []string) error {
+			if ssh.named(cmd) {
+				return t.setSSH(cmd, args[0], ssh)
+			}
 			c, err := t.client()
 			if err != nil {
 				return err
@@ -237,6 +242,7 @@ func (t *tool) hostSetCommand() *cobra.Command {
 	c.Flags().StringVar(&scope, "scope", "", "scope: none, pci, sox or hipaa")
 	c.Flags().StringArrayVar(&services, "service", nil, "a service that runs there (repeatable; replaces all)")
 	c.Flags().StringArrayVar(&labels, "label", nil, "a label (repeatable; replaces all)")
+	ssh.flags(c)
 	t.completeWords(c, "env", "dev", "staging", "production")
 	t.completeWords(c, "scope", "none", "pci", "sox", "hipaa")
 	return c

@@ -12,6 +12,7 @@ import (
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/api/handrail/v1/handrailv1connect"
 	"handrail.dev/handrail/internal/feature/access"
+	"handrail.dev/handrail/internal/feature/agentless"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/feature/recording"
@@ -43,6 +44,7 @@ type Deps struct {
 	Roster     *roster.Roster
 	Provider   *oidc.Provider // nil: people log in by what this installation knows alone
 	Sessions   *session.Sessions
+	Agentless  *agentless.Reach
 	Recordings *recording.Recordings
 	Notices    *notice.Hub
 	Peers      *peer.Peers
@@ -81,6 +83,7 @@ func Handler(d *Deps) http.Handler {
 		func() (string, http.Handler) { return handrailv1connect.NewProviderHandler(provider{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPeopleHandler(people{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewHostsHandler(hosts{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewSSHHostsHandler(sshHosts{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewGrantsHandler(grants{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewApprovalsHandler(approvals{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewSessionsHandler(sessions{d}, options...) },

@@ -142,6 +142,9 @@ func (s hosts) message(h target.Host) *handrailv1.Host {
 			return &handrailv1.Fact{Name: f.Name, Value: f.Value, At: stampTime(f.At), Source: f.Source}
 		}),
 	}
+	if h.SSHAddress != "" {
+		s.overSSH(h, out)
+	}
 	out.Sessions = uint32(s.d.Sessions.LiveOn(h.ID))
 	return out
 }

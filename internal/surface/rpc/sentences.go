@@ -113,7 +113,10 @@ var sentences = map[string]func(*said) string{
 		h := read[hostPayload](s).Host
 		return h.Name + " joined as " + place(h.Environment, h.Scope)
 	},
-	"host.set": hostSet,
+	"host.set":        hostSet,
+	"host.added":      hostAdded,
+	"host.mismatched": mismatched,
+	"session.swept":   sessionSwept,
 
 	"ledger.opened": func(*said) string { return "the ledger was opened" },
 	"ledger.restored": func(s *said) string {
@@ -299,6 +302,9 @@ func hostSet(s *said) string {
 		{"services", strings.Join(p.Before.Services, " "), strings.Join(p.Host.Services, " ")},
 		{"labels", strings.Join(p.Before.Labels, " "), strings.Join(p.Host.Labels, " ")},
 		{"mode", p.Before.Mode, p.Host.Mode}, {"trial", fmt.Sprint(p.Before.Trial), fmt.Sprint(p.Host.Trial)},
+		{"SSH address", p.Before.SSHAddress, p.Host.SSHAddress}, {"reads as", p.Before.SSHUser, p.Host.SSHUser}, {"writes as", p.Before.SSHWrite, p.Host.SSHWrite},
+		{"host key", target.Fingerprint(p.Before.SSHKey), target.Fingerprint(p.Host.SSHKey)}, {"certificates from", p.Before.SSHSource, p.Host.SSHSource},
+		{"node for a session", fmt.Sprint(p.Before.SSHNode), fmt.Sprint(p.Host.SSHNode)},
 	} {
 		if f.was != f.is {
 			parts = append(parts, f.name+" "+orWord(f.is, "none")+" (was "+orWord(f.was, "none")+")")

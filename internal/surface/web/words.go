@@ -372,7 +372,7 @@ func osOf(h *v1.Host) string {
 }
 
 func canShell(h *v1.Host) bool {
-	return h.GetState() == "online" && h.GetMode() != "no-shells" && h.GetFloor() != "brokered"
+	return agentless(h) || h.GetState() == "online" && h.GetMode() != "no-shells" && h.GetFloor() != "brokered"
 }
 
 func floorWord(h *v1.Host) string {
@@ -381,6 +381,8 @@ func floorWord(h *v1.Host) string {
 		return "full: the kernel keeps read-only sessions read-only"
 	case "reduced":
 		return "reduced: " + strings.Join(h.FloorMissing, "; ")
+	case "account":
+		return "none: only the rights of the account limit a session"
 	case "brokered":
 		return "brokered reads only: " + strings.Join(h.FloorMissing, "; ")
 	}
@@ -491,6 +493,8 @@ func kindWord(kind string) string {
 		return "a new person"
 	case "person.unlock":
 		return "unlock a person"
+	case "host.add":
+		return "a new host without a node"
 	case "host.set":
 		return "a host's settings"
 	case "policy.apply":

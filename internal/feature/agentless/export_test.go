@@ -1,0 +1,4 @@
+package agentless
+
+// Streams are those that are open.
+func (r *Reach) Streams() []*Stream { return r.where(func(*Stream) bool { return true }) }

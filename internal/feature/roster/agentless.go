@@ -1,0 +1,159 @@
+package roster
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"time"
+
+	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/identity"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/target"
+)
+
+// hostAdd is the request to add a host that has no node.
+type hostAdd struct {
+	V    int         `json:"v"`
+	Host target.Host `json:"host"`
+}
+
+// SSHChange is what somebody wants to set of how a host without a node is
+// reached; nil leaves it as it is.
+type SSHChange struct {
+	Address, User, Write, Key, Source *string
+	Node                              *bool
+	Mode                              *string // to reach it over SSH again, or to wait for its node
+}
+
+func (c SSHChange) apply(h target.Host) target.Host {
+	for _, f := range []struct {
+		to *string
+		at *string
+	}{{c.Address, &h.SSHAddress}, {c.User, &h.SSHUser}, {c.Write, &h.SSHWrite}, {c.Key, &h.SSHKey}, {c.Source, &h.SSHSource}, {c.Mode, &h.Mode}} {
+		if f.to != nil {
+			*f.at = *f.to
+		}
+	}
+	if c.Node != nil {
+		h.SSHNode = *c.Node
+	}
+	return h
+}
+
+// lookupTime bounds the question whether an address is this very machine.
+const lookupTime = 3 * time.Second
+
+// AddHost adds a host that has no node, or asks for approval of exactly that
+// host, with its pinned key.
+func (r *Roster) AddHost(ctx context.Context, by identity.Principal, host target.Host) (target.Host, string, error) {
+	host.Mode, host.Server = target.ModeAgentless, r.isHere(ctx, host.SSHAddress)
+	wanted, err := host.Normal()
+	if err != nil {
+		return target.Host{}, "", err
+	}
+	var added target.Host
+	add := func(tx *store.Tx) ([]ledger.Entry, error) {
+		var entry ledger.Entry
+		var err error
+		added, entry, err = r.Hosts.AddSSHTx(tx, by.ID, wanted)
+		return []ledger.Entry{entry}, err
+	}
+	id, err := r.do(ctx, by, change{action: "hosts.invite", kind: KindHostAdd, request: hostAdd{V: 1, Host: wanted}, now: add,
+		check: func(q store.Queryer) error { return r.Hosts.FreeTx(q, wanted.Name) }})
+	if err != nil || id != "" {
+		return wanted, id, err
+	}
+	return added, "", nil
+}
+
+// isHere says whether an address is the machine that the server runs on. What
+// cannot be looked up is not.
+func (r *Roster) isHere(ctx context.Context, address string) bool {
+	name, _, err := net.SplitHostPort(address)
+	if err != nil || r.Here == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTime)
+	defer cancel()
+	found, err := net.DefaultResolver.LookupHost(ctx, name)
+	if err != nil {
+		return false
+	}
+	for _, ip := range found {
+		if r.Here(ip) {
+			return true
+		}
+	}
+	return false
+}
+
+func hostAddKind(hosts *target.Hosts) approval.Kind {
+	return kind[hostAdd]{KindHostAdd, describeHostAdd, func(tx *store.Tx, a approval.Approval, q hostAdd) ([]ledger.Entry, error) {
+		_, entry, err := hosts.AddSSHTx(tx, a.Requester, q.Host)
+		return []ledger.Entry{entry}, err
+	}}
+}
+
+func describeHostAdd(_ store.Queryer, q hostAdd) (approval.Description, error) {
+	h := q.Host
+	return approval.Description{
+		Subject: "host/" + h.Name, Summary: fmt.Sprintf("add a host without a node: %s, %s, scope %s", h.Name, h.Environment, h.Scope),
+		Details: []approval.Detail{
+			{Name: "name", Value: h.Name}, {Name: "environment", Value: h.Environment}, {Name: "scope", Value: h.Scope},
+			{Name: "services", Value: list(h.Services)}, {Name: "labels", Value: list(h.Labels)},
+			{Name: "SSH address", Value: h.SSHAddress}, {Name: "account to read as", Value: h.SSHUser},
+			{Name: "account to write as", Value: orDefault(h.SSHWrite, "none: nobody writes there")},
+			{Name: "pinned host key", Value: target.Fingerprint(h.SSHKey)}, {Name: "certificates count from", Value: sourceWord(h)},
+			{Name: "node for the length of a session", Value: yesNo(h.SSHNode)},
+		},
+		Grants: []string{"sessions go there through its own sshd, as these accounts; this installation's certificates are made for whoever holds that host key"},
+		CannotContain: []string{"there is no node: nothing of handrail keeps a session from writing, only the rights of its account do",
+			"nobody on that host checks that a session is in the ledger"},
+	}, nil
+}
+
+func reachedBy(h target.Host) string {
+	if h.Agentless() {
+		return "its own sshd (no node)"
+	}
+	return "its node"
+}
+
+func sourceWord(h target.Host) string {
+	switch h.SSHSource {
+	case "":
+		return "the server's own address"
+	case target.SourceAny:
+		return "anywhere"
+	}
+	return h.SSHSource
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+// grantedBySSH is what a change of how a host is reached gives away.
+func grantedBySSH(was, is target.Host) (out []string) {
+	if is.SSHAddress == "" {
+		return nil
+	}
+	if was.SSHKey != is.SSHKey {
+		out = append(out, "whoever holds the new host key is "+is.Name+" from now on, and gets its sessions: compare "+target.Fingerprint(is.SSHKey)+" on its console")
+	}
+	if was.SSHAddress != is.SSHAddress && was.SSHAddress != "" {
+		out = append(out, "sessions for "+is.Name+" go to "+is.SSHAddress)
+	}
+	if was.SSHWrite != is.SSHWrite && is.SSHWrite != "" {
+		out = append(out, "write sessions on "+is.Name+" run as "+is.SSHWrite)
+	}
+	if !was.Agentless() && is.Agentless() {
+		out = append(out, "sessions on "+is.Name+" are no longer kept within bounds by a node")
+	}
+	return out
+}
