@@ -27,6 +27,10 @@ test: ## all tests; installs what they need from Debian's packages and npm, wher
 	$(GO) vet ./...
 	$(GO) test -timeout 20m ./...
 
+.PHONY: test-servers
+test-servers: ## two servers over one PostgreSQL, killed in turns, RUNS times (default 20)
+	HANDRAIL_TEST_RUNS=$${RUNS:-20} $(GO) test -count=1 -timeout 30m -run 'TestServersThatAreKilled|TestTwoServers|TestALeader|TestWorkThatALeader|Standby' -v ./internal/foundation/store
+
 .PHONY: race
 race: ## the tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -timeout 40m ./...

@@ -57,7 +57,18 @@ func binaries() string {
 	return ""
 }
 
-func (c *Cluster) start() (err error) {
+func (c *Cluster) start() error {
+	if err := c.folder(); err != nil {
+		return err
+	}
+	if err := c.run("initdb", "-D", filepath.Join(c.dir, "data"), "-U", "handrail", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"); err != nil {
+		return err
+	}
+	return c.Again()
+}
+
+// folder makes the server's folder, and finds the account to run it as.
+func (c *Cluster) folder() (err error) {
 	if c.dir, err = os.MkdirTemp("", "pg"); err != nil {
 		return err
 	}
@@ -72,16 +83,73 @@ func (c *Cluster) start() (err error) {
 		}
 		c.attr.Credential = &syscall.Credential{Uid: uid, Gid: gid}
 	}
-	if err := os.Chmod(c.dir, 0o755); err != nil { // other accounts use the socket
-		return err
-	}
-	initdb := exec.Command(filepath.Join(c.bin, "initdb"), "-D", filepath.Join(c.dir, "data"), "-U", "handrail", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-	initdb.SysProcAttr, initdb.Dir = c.attr, c.dir
-	if out, err := initdb.CombinedOutput(); err != nil {
+	return os.Chmod(c.dir, 0o755) // other accounts use the socket
+}
+
+func (c *Cluster) run(tool string, args ...string) error {
+	cmd := exec.Command(filepath.Join(c.bin, tool), args...)
+	cmd.SysProcAttr, cmd.Dir = c.attr, c.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
 		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
 		return fmt.Errorf("%s: %w", lines[len(lines)-1], err)
 	}
-	return c.Again()
+	return nil
+}
+
+// Standby makes a copy of the server that follows it by streaming replication.
+// It is ready when it has replayed what the server holds now.
+func (c *Cluster) Standby(t testing.TB) *Cluster {
+	t.Helper()
+	c.need(t)
+	s := &Cluster{bin: c.bin}
+	t.Cleanup(s.Stop)
+	err := s.folder()
+	if err == nil {
+		err = s.run("pg_basebackup", "-h", c.dir, "-U", "handrail", "-D", filepath.Join(s.dir, "data"), "-R", "-X", "stream", "-c", "fast")
+	}
+	if err == nil {
+		err = s.Again()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Promote makes a standby a server of its own.
+func (c *Cluster) Promote(t testing.TB) {
+	t.Helper()
+	if err := c.run("pg_ctl", "promote", "-w", "-t", "60", "-D", filepath.Join(c.dir, "data")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Replayed says whether a standby holds all that its primary has written.
+func (c *Cluster) Replayed(t testing.TB, primary *Cluster) bool {
+	t.Helper()
+	var at string
+	primary.ask(t, &at, "SELECT pg_current_wal_lsn()::text")
+	var done bool
+	c.ask(t, &done, "SELECT pg_last_wal_replay_lsn() >= '"+at+"'::pg_lsn")
+	return done
+}
+
+func (c *Cluster) ask(t testing.TB, into any, q string) {
+	t.Helper()
+	db, err := sql.Open("pgx", c.url("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = db.Close() }()
+	if err := db.QueryRow(q).Scan(into); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// At is the URL of the same database on this server.
+func (c *Cluster) At(url string) string {
+	name, _, _ := strings.Cut(strings.TrimPrefix(url, "postgres://handrail@/"), "?")
+	return c.url(name)
 }
 
 // Again starts the server that Kill has ended, on the same data.
@@ -176,12 +244,7 @@ func required() bool {
 // Database makes a fresh database and returns its URL.
 func (c *Cluster) Database(t testing.TB) string {
 	t.Helper()
-	if c.missing != "" {
-		if required() {
-			t.Fatal(c.missing)
-		}
-		t.Skip("skipped: " + c.missing)
-	}
+	c.need(t)
 	db, err := sql.Open("pgx", c.url("postgres"))
 	if err != nil {
 		t.Fatal(err)
@@ -192,4 +255,14 @@ func (c *Cluster) Database(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return c.url(name)
+}
+
+func (c *Cluster) need(t testing.TB) {
+	t.Helper()
+	if c.missing != "" {
+		if required() {
+			t.Fatal(c.missing)
+		}
+		t.Skip("skipped: " + c.missing)
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -179,21 +178,12 @@ func (s *Store) rowsAfter(ctx context.Context, after, size int64, limit int) (ro
 	return rows, err
 }
 
-// waitGrown waits for entries. Those of other servers over one PostgreSQL are
-// learned by looking now and then.
+// waitGrown waits for entries, of this server or another.
 func (s *Store) waitGrown(ctx context.Context, grown <-chan struct{}) error {
-	var look <-chan time.Time
-	if s.db.name == "postgres" {
-		t := time.NewTimer(time.Second)
-		defer t.Stop()
-		look = t.C
-	}
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-grown:
-	case <-look:
-		return s.catchUp(ctx)
+		return nil
 	}
-	return nil
 }

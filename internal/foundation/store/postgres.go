@@ -46,7 +46,7 @@ type postgresEngine struct {
 	news chan struct{} // the head moved by our own work
 
 	mu      sync.Mutex
-	waiting map[string]chan int64 // record id → its first entry
+	waiting map[string]*placement // by record id
 	handed  map[string]*outgoing  // first id of an outbox row → what is in it
 }
 
@@ -65,7 +65,7 @@ const (
 func newPostgresEngine(ctx context.Context, s *Store) (engine, error) {
 	e := &postgresEngine{
 		s: s, queue: make(chan *request, maxQueue), lanes: map[int64]bool{}, stop: make(chan struct{}), wake: make(chan struct{}, 1),
-		news: make(chan struct{}, 1), waiting: map[string]chan int64{}, handed: map[string]*outgoing{},
+		news: make(chan struct{}, 1), waiting: map[string]*placement{}, handed: map[string]*outgoing{},
 	}
 	e.lead.me = NewID('v') + NewID('v')
 	var err error
@@ -163,34 +163,41 @@ func (e *postgresEngine) answered(r *request) error {
 	}
 }
 
-func (e *postgresEngine) expect(id string) chan int64 {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if ch, ok := e.waiting[id]; ok {
-		return ch // another caller with the same id
-	}
-	ch := make(chan int64, 1)
-	e.waiting[id] = ch
-	return ch
+// placement is where a record came to stand in the tree.
+type placement struct {
+	known   chan struct{} // closed when first is set
+	first   int64
+	callers int
 }
 
-func (e *postgresEngine) forget(id string, ch chan int64) {
+func (e *postgresEngine) expect(id string) *placement {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.waiting[id] == ch {
+	p, ok := e.waiting[id] // of another caller with the same id
+	if !ok {
+		p = &placement{known: make(chan struct{}), first: unstarted}
+		e.waiting[id] = p
+	}
+	p.callers++
+	return p
+}
+
+func (e *postgresEngine) forget(id string, p *placement) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p.callers--; p.callers == 0 {
 		delete(e.waiting, id)
 	}
 }
 
 // await waits until the record is in the tree, and durable.
-func (e *postgresEngine) await(ctx context.Context, id string, placed chan int64) (int64, error) {
+func (e *postgresEngine) await(ctx context.Context, id string, placed *placement) (int64, error) {
 	look := time.NewTicker(lookAgain) // in case the news of another server's work was lost
 	defer look.Stop()
 	for since := time.Now(); ; {
 		select {
-		case first := <-placed:
-			placed <- first // for another caller with the same id
-			return first, nil
+		case <-placed.known:
+			return placed.first, nil
 		case <-ctx.Done():
 			return 0, fault.New(fault.Unavailable, "cannot say which entry this is: it is recorded, and waits for the sequencer").WithHint("ask again with the same id")
 		case <-look.C:

@@ -320,11 +320,9 @@ func (e *postgresEngine) tell(ids []string, firsts []int64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for i, id := range ids {
-		if ch, ok := e.waiting[id]; ok {
-			select {
-			case ch <- firsts[i]:
-			default: // told before
-			}
+		if p, ok := e.waiting[id]; ok && p.first == unstarted {
+			p.first = firsts[i]
+			close(p.known)
 		}
 	}
 }

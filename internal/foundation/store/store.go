@@ -279,6 +279,10 @@ func (s *Store) upkeep(ctx context.Context) {
 		}
 		// What fails is tried again at the next tick.
 		_ = s.Drain(ctx)
+		if s.db.name == "postgres" {
+			_ = s.catchUp(ctx) // other servers' entries, should their news be lost
+		}
+		_, _, _ = s.Head(ctx) // remembered, also by a server that commands nothing
 		_ = s.anchor.sync()
 		if n%settleEvery == 0 {
 			_ = s.settle(ctx)
