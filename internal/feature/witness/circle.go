@@ -2,6 +2,7 @@ package witness
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"sync"
@@ -68,7 +69,6 @@ type Circle struct {
 	members []*member
 	newest  cosigned
 	kept    time.Time
-	wanted  int64         // somebody waits for a tree of that size
 	changed chan struct{} // closed and renewed with each round
 	began   time.Time     // when the policy came into force here
 }
@@ -132,7 +132,10 @@ func (c *Circle) tend(ctx context.Context) error {
 	if err := c.reload(ctx); err != nil {
 		return err
 	}
-	if len(c.members) == 0 {
+	c.mu.Lock()
+	nobody := len(c.members) == 0
+	c.mu.Unlock()
+	if nobody {
 		return nil
 	}
 	tree, signed, err := c.d.Store.Head(ctx)
@@ -291,14 +294,17 @@ func (c *Circle) Newest() (tree tlog.Tree, signed []byte, ok bool) {
 func (c *Circle) Cosigned(ctx context.Context, size int64) (tlog.Tree, []byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*c.b.Answer)
 	defer cancel()
+	if err := c.reload(ctx); err != nil { // a policy of a moment ago counts
+		return tlog.Tree{}, nil, err
+	}
 	for {
 		c.mu.Lock()
-		newest, changed, wants, known := c.newest, c.changed, c.policy.Wants(), !c.began.IsZero()
+		newest, changed, wants := c.newest, c.changed, c.policy.Wants()
 		c.mu.Unlock()
 		switch {
 		case newest.tree.N >= size && newest.signed != nil:
 			return newest.tree, newest.signed, nil
-		case known && !wants:
+		case !wants:
 			return tlog.Tree{}, nil, fault.New(fault.Unavailable, "cannot have the ledger cosigned: this installation has no witnesses").
 				WithHint("handrail ledger witness add NAME KEY URL")
 		}
@@ -313,6 +319,11 @@ func (c *Circle) Cosigned(ctx context.Context, size int64) (tlog.Tree, []byte, e
 				WithHint("handrail ledger witness list")
 		}
 	}
+}
+
+// ExportBlobs hands out nothing: a circle keeps no recordings.
+func (c *Circle) ExportBlobs(context.Context, func(func(store.Recorded) error) error, func(string, io.Reader) error) error {
+	return nil
 }
 
 // ExportCosigned hands out cosigned checkpoints of the first size entries.

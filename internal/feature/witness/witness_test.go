@@ -481,3 +481,22 @@ func BenchmarkCosign(b *testing.B) {
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 }
+
+func readFile(t testing.TB, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func newKeyNamed(t testing.TB, name string) ledger.WitnessKey {
+	t.Helper()
+	w, err := Open(t.TempDir(), name, func(string) []note.Verifier { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.Close() })
+	return w.Key()
+}

@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"encoding/base64"
 	"fmt"
@@ -176,4 +177,52 @@ func FuzzCosignatures(f *testing.F) {
 			t.Errorf("a cosignature from nothing: %+v", got)
 		}
 	})
+}
+
+func TestAnExportShowsHowFarOutsidersVouchForIt(t *testing.T) {
+	key, k := witness(t, "audit")
+	_, stranger := witness(t, "audit")
+	signer, verifier, _ := testKey(t, "log.example", 1)
+	var f Frontier
+	build := func(forge bool) []byte {
+		f = Frontier{}
+		var out bytes.Buffer
+		e := NewExport(&out, nil, "")
+		for i := range int64(40) {
+			leaf := testLeaf(i, bytes.Repeat([]byte{1}, 32), []byte("{}")).Marshal()
+			f.Append(HashOf(leaf), nil)
+			if err := e.Entry(leaf, bytes.Repeat([]byte{1}, 32), []byte("{}")); err != nil {
+				t.Fatal(err)
+			}
+			if f.Size() != 30 {
+				continue
+			}
+			tree := f.Tree()
+			if forge {
+				tree.Hash[0]++
+			}
+			signed, _ := SignCheckpoint("log.example", tree, signer)
+			line, _ := Cosign(strings.TrimSuffix(strings.SplitAfter(string(signed), "\n\n")[0], "\n"), 1_700_000_000, "audit", key)
+			if err := e.Cosigned(30, append(signed, line...)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		signed, _ := SignCheckpoint("log.example", f.Tree(), signer)
+		if err := e.Close(signed); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	}
+	opts := ExportOptions{LogKey: verifier, Origin: "log.example", Witnesses: []WitnessKey{k}}
+	r := verifyBytes(t, build(false), opts)
+	if !r.OK || len(r.Witnesses) != 1 || r.Witnesses[0] != (Witnessed{"audit", 30, 1_700_000_000}) {
+		t.Errorf("%+v", r)
+	}
+	if r := verifyBytes(t, build(true), opts); r.OK {
+		t.Error("what the witness cosigned is another history, and nothing is found")
+	}
+	opts.Witnesses = []WitnessKey{k, stranger}
+	if r := verifyBytes(t, build(false), opts); r.OK || len(r.Witnesses) != 1 {
+		t.Errorf("a witness who never cosigned is not missed: %+v", r)
+	}
 }

@@ -21,6 +21,7 @@ import (
 //	README                     what this is, for who opens it by hand
 //	checkpoint                 the signed note that everything is verified against
 //	checkpoints/N              earlier ones
+//	cosigned/N                 those that outside witnesses cosigned
 //	bundle                     the trust bundle: root key, log key
 //	logkey                     the log key, when there is no bundle
 //	tile/entries/N[.p/W]       C2SP entry bundles: 256 leaves, each with its length
@@ -34,6 +35,7 @@ const (
 	exportReadme  = "README"
 	exportHead    = "checkpoint"
 	exportOlder   = "checkpoints/"
+	exportCosign  = "cosigned/"
 	exportBundle  = "bundle"
 	exportLogKey  = "logkey"
 	exportPayload = "payloads/"
@@ -139,6 +141,12 @@ func (e *ExportWriter) Checkpoint(n int64, signed []byte) error {
 	return e.err
 }
 
+// Cosigned adds a checkpoint that witnesses cosigned.
+func (e *ExportWriter) Cosigned(n int64, signed []byte) error {
+	e.file(exportCosign+strconv.FormatInt(n, 10), signed)
+	return e.err
+}
+
 // Blob adds a piece of a recording, named by the hex of its SHA-256.
 func (e *ExportWriter) Blob(hash string, body io.Reader) error {
 	if b, err := hex.DecodeString(hash); err != nil || len(b) != 32 || hash != strings.ToLower(hash) {
@@ -181,6 +189,8 @@ type ExportOptions struct {
 	// Anchor is a checkpoint that the verifier kept from before: the export
 	// must extend it. May be nil.
 	Anchor []byte
+	// Witnesses are outsiders whose cosignatures the verifier wants to see.
+	Witnesses []WitnessKey
 }
 
 // VerifyExport verifies an export without any server. Pass the root hash or the
@@ -203,6 +213,7 @@ func VerifyExport(r io.ReaderAt, size int64, opts ExportOptions, progress func(d
 	}
 	if v.key != nil {
 		v.points(opts)
+		v.witnesses(opts.Witnesses)
 		v.entries()
 		v.absences()
 		v.blobs()
@@ -225,6 +236,7 @@ type exportCheck struct {
 	origin   string
 	head     tlog.Tree
 	signed   map[int64][]signedPoint
+	cosigned [][]byte
 	sizes    []int64 // of signed, in order
 	tree     Frontier
 	erased   map[string]bool
@@ -347,23 +359,10 @@ func (v *exportCheck) points(opts ExportOptions) {
 	v.report.Checkpoint = fmt.Sprintf("%d %s", v.head.N, v.head.Hash)
 	v.signed[v.head.N] = append(v.signed[v.head.N], signedPoint{exportHead, v.head})
 	for name := range v.files {
-		if !strings.HasPrefix(name, exportOlder) {
-			continue
-		}
-		b, ok := v.read(name, MaxCheckpoint)
-		if !ok {
-			continue
-		}
-		where := "checkpoint at " + strings.TrimPrefix(name, exportOlder)
-		tree, err := OpenCheckpoint(b, v.origin, v.key)
-		switch {
-		case err != nil:
-			v.find(where, "%v", err)
-		case strconv.FormatInt(tree.N, 10) != strings.TrimPrefix(name, exportOlder) || tree.N > v.head.N:
-			v.find(where, "it is the one of size %d", tree.N)
-		default:
-			v.report.Checkpoints++
-			v.signed[tree.N] = append(v.signed[tree.N], signedPoint{where, tree})
+		for prefix, what := range map[string]string{exportOlder: "checkpoint at ", exportCosign: "cosigned checkpoint at "} {
+			if size, ok := strings.CutPrefix(name, prefix); ok {
+				v.point(name, what, size)
+			}
 		}
 	}
 	if opts.Anchor == nil {
@@ -377,6 +376,46 @@ func (v *exportCheck) points(opts ExportOptions) {
 		v.find("ledger", "it was rolled back: the export holds %d entries, your checkpoint has %d", v.head.N, tree.N)
 	default:
 		v.signed[tree.N] = append(v.signed[tree.N], signedPoint{"your checkpoint", tree})
+	}
+}
+
+// point opens one checkpoint beside the newest.
+func (v *exportCheck) point(name, what, size string) {
+	b, ok := v.read(name, MaxCheckpoint)
+	if !ok {
+		return
+	}
+	tree, err := OpenCheckpoint(b, v.origin, v.key)
+	switch {
+	case err != nil:
+		v.find(what+size, "%v", err)
+	case strconv.FormatInt(tree.N, 10) != size || tree.N > v.head.N:
+		v.find(what+size, "it is the one of size %d", tree.N)
+	default:
+		v.report.Checkpoints++
+		v.signed[tree.N] = append(v.signed[tree.N], signedPoint{what + size, tree})
+		if strings.HasPrefix(name, exportCosign) {
+			v.cosigned = append(v.cosigned, b)
+		}
+	}
+}
+
+// witnesses says how far each outsider cosigned; one that never did is a
+// finding, since the verifier wanted to see it.
+func (v *exportCheck) witnesses(keys []WitnessKey) {
+	for _, k := range keys {
+		w := Witnessed{Name: k.Name()}
+		for _, b := range v.cosigned {
+			tree, err := OpenCheckpoint(b, v.origin, v.key)
+			if c := Cosignatures(b, k); err == nil && len(c) == 1 && tree.N >= w.Entries {
+				w.Entries, w.Time = tree.N, c[0].Time
+			}
+		}
+		if w.Time == 0 {
+			v.find("witness "+k.Name(), "it cosigned no checkpoint of this export")
+			continue
+		}
+		v.report.Witnesses = append(v.report.Witnesses, w)
 	}
 }
 

@@ -92,6 +92,13 @@ type Finding struct {
 // String is one line for people.
 func (f Finding) String() string { return f.Where + ": " + f.What }
 
+// Witnessed is how far an outsider vouches for an export.
+type Witnessed struct {
+	Name    string
+	Entries int64
+	Time    int64 // seconds since 1970, by the witness's clock
+}
+
 // Report is the result of a verification.
 type Report struct {
 	OK          bool
@@ -102,6 +109,7 @@ type Report struct {
 	Checkpoints int64
 	Checkpoint  string // the newest signed checkpoint that was verified
 	Trust       string // whose word the keys were taken on
+	Witnesses   []Witnessed
 	Findings    []Finding
 	More        int64 // findings beyond the bound, counted only
 }

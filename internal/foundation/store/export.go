@@ -55,6 +55,9 @@ func (s *Store) Export(ctx context.Context, w io.Writer, blobs ...BlobExporter) 
 		})
 	}
 	for _, b := range blobs {
+		if err := exportCosigned(ctx, b, tree.N, e); err != nil {
+			return err
+		}
 		if err := b.ExportBlobs(ctx, upTo, e.Blob); err != nil {
 			return err
 		}

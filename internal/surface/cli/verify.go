@@ -21,6 +21,7 @@ import (
 
 func (t *tool) ledgerVerifyCommand() *cobra.Command {
 	var file, rootHash, dataDir string
+	var witnesses []string
 	var local bool
 	c := t.command("verify [FILE]", "Prove that nothing in the ledger was touched, or name what was",
 		"handrail ledger verify                    # the server recomputes all; its checkpoint is checked here\nhandrail ledger verify --file ledger.zip  # an export, with no server",
@@ -35,7 +36,10 @@ func (t *tool) ledgerVerifyCommand() *cobra.Command {
 				file = args[0]
 			}
 			if file != "" {
-				return t.verifyFile(file, rootHash)
+				return t.verifyFile(file, rootHash, witnesses)
+			}
+			if len(witnesses) > 0 {
+				return fault.New(fault.Invalid, "cannot verify: --witness goes with --file").WithHint("handrail ledger verify --file FILE --witness KEY")
 			}
 			if rootHash != "" {
 				return fault.New(fault.Invalid, "cannot verify: --root goes with --file").WithHint("handrail ledger verify --file FILE --root %s", clean(rootHash))
@@ -55,11 +59,13 @@ With a server, it recomputes every hash of entries, payloads and recordings,
 and the checkpoint that it ends in is verified here, against the root key that
 this device pinned at login and the newest checkpoint that this device has
 seen. With --file an export is verified here altogether; the root key is the
-pinned one, or the one that --root names. With --local the owner of the data
+pinned one, or the one that --root names;
+--witness names outsiders whose cosignatures it must hold. With --local the owner of the data
 folder has the server on this machine verify, without a login: a ledger that was
 touched accepts no entry, so nobody can log in any more.`
 	c.Flags().StringVar(&file, "file", "", "verify this export instead, with no server")
 	c.Flags().StringVar(&rootHash, "root", "", "the hash of the root key to trust, for --file (sha256:…)")
+	c.Flags().StringArrayVar(&witnesses, "witness", nil, "key of an outsider who must have cosigned it, for --file (repeatable)")
 	c.Flags().BoolVar(&local, "local", false, "on the server's machine, by the owner of its data folder, without a login")
 	c.Flags().StringVar(&dataDir, "data", "", "the server's data folder, for --local")
 	c.MarkFlagsMutuallyExclusive("file", "local")
@@ -153,7 +159,7 @@ func (t *tool) touched(ok bool, findings int) error {
 		WithHint("keep a copy of the server's data folder as evidence, and tell who runs it")
 }
 
-func (t *tool) verifyFile(name, rootHash string) error {
+func (t *tool) verifyFile(name, rootHash string, witnesses []string) error {
 	file, err := os.Open(name)
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "cannot verify %s", clean(name)).WithHint("handrail ledger export %s", quoteShell(clean(name)))
@@ -166,6 +172,13 @@ func (t *tool) verifyFile(name, rootHash string) error {
 	opts := ledger.ExportOptions{RootHash: rootHash}
 	if rootHash == "" {
 		opts = t.pinned(file, info.Size())
+	}
+	for _, w := range witnesses {
+		k, err := ledger.ParseWitnessKey(w)
+		if err != nil {
+			return err
+		}
+		opts.Witnesses = append(opts.Witnesses, k)
 	}
 	p := t.progress()
 	report, err := ledger.VerifyExport(file, info.Size(), opts, func(done, total int64) {
@@ -198,6 +211,9 @@ func (t *tool) verifyFile(name, rootHash string) error {
 	s.put("recordings", fmt.Sprint(report.Recordings)).put("trust", trusted).put("up to", report.Checkpoint)
 	if opts.Anchor != nil {
 		s.put("extends", "the newest checkpoint that this device has seen")
+	}
+	for _, w := range report.Witnesses {
+		s.put("witness "+w.Name, fmt.Sprintf("cosigned the first %s at %s", count(w.Entries, "entry"), time.Unix(w.Time, 0).UTC().Format(time.RFC3339)))
 	}
 	s.list("touched", answer.Findings)
 	if opts.RootHash == "" {

@@ -181,7 +181,10 @@ func (s ledgers) Export(ctx context.Context, _ *handrailv1.ExportRequest, out *c
 	_, err := s.d.Door.Do(ctx, doorway.Act{
 		Action: "ledger.export", By: caller(ctx), Open: s.note(ctx, ledgerExported),
 	}, func(ctx context.Context, _ doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
-		if err := s.d.Store.Export(ctx, sender{out}, s.d.Recordings); err != nil {
+		if s.d.BeforeExport != nil {
+			s.d.BeforeExport(ctx)
+		}
+		if err := s.d.Store.Export(ctx, sender{out}, s.d.Recordings, s.d.Witnesses); err != nil {
 			return ledger.Failed, nil, err
 		}
 		return ledger.OK, nil, nil
