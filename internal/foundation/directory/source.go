@@ -138,6 +138,7 @@ func (l *link) readAll(ctx context.Context) (*world, error) {
 	defer cancel()
 	defer context.AfterFunc(ctx, l.close)()
 	w := newWorld(l.c)
+	w.read = time.Now()
 	// Groups first: whoever joins between the two has no group yet, and nobody
 	// seems to be in a group who is not there.
 	if err := l.pages(ctx, l.groups, w.newOnly(w.putGroup)); err != nil {
@@ -243,7 +244,7 @@ type said struct {
 // follow reads everything and then what changes, as the server pushes it. tell
 // gets each world that is whole; it must not keep it. follow returns nil when
 // it is time to begin anew, an error when the directory broke off.
-func (l *link) follow(ctx context.Context, tell func(*world) error, alive func()) error {
+func (l *link) follow(ctx context.Context, tell func(*world) error, on signals) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, l.close)()
@@ -266,7 +267,14 @@ func (l *link) follow(ctx context.Context, tell func(*world) error, alive func()
 		}()
 	}
 	t := &tracker{w: newWorld(l.c)}
-	return l.track(ctx, t, heard, tell, alive)
+	return l.track(ctx, t, heard, tell, on)
+}
+
+// signals is what else happens while a directory is followed.
+type signals struct {
+	alive func() error    // it answers; nil: nobody wants to know
+	again <-chan struct{} // tell once more what is known
+	anew  <-chan struct{} // begin anew
 }
 
 func hear(ctx context.Context, to chan<- said, what said) bool {
@@ -278,7 +286,7 @@ func hear(ctx context.Context, to chan<- said, what said) bool {
 	}
 }
 
-func (l *link) track(ctx context.Context, t *tracker, heard <-chan said, tell func(*world) error, alive func()) error {
+func (l *link) track(ctx context.Context, t *tracker, heard <-chan said, tell func(*world) error, on signals) error {
 	begin := time.NewTimer(readWithin)
 	defer begin.Stop()
 	renew := time.NewTimer(renewAfter)
@@ -311,8 +319,10 @@ func (l *link) track(ctx context.Context, t *tracker, heard <-chan said, tell fu
 				if err != nil {
 					return fault.Wrap(fault.Unavailable, err, "cannot read the directory: it stopped answering")
 				}
-				if t.whole() {
-					alive()
+				if t.whole() && on.alive != nil {
+					if err := on.alive(); err != nil {
+						return err
+					}
 				}
 				go func() { answered <- l.alive() }()
 			default: // the one before has not answered; silence ends the connection
@@ -323,10 +333,16 @@ func (l *link) track(ctx context.Context, t *tracker, heard <-chan said, tell fu
 				return unreadable("it was not read within %s", readWithin)
 			}
 			continue
+		case <-on.again:
+			if !t.whole() {
+				continue
+			}
+		case <-on.anew:
+			return nil
 		case <-renew.C:
 			return nil
 		}
-		calm, most, t.dirty = nil, nil, false
+		calm, most, t.dirty, t.w.read = nil, nil, false, time.Now()
 		if err := tell(t.w); err != nil {
 			return err
 		}

@@ -62,7 +62,7 @@ func watch(t *testing.T, c config) <-chan *Copy {
 	ctx, stop := context.WithCancel(t.Context())
 	go func() {
 		defer close(done)
-		err := l.follow(ctx, func(w *world) error { copies <- w.copy(); return nil }, func() {})
+		err := l.follow(ctx, func(w *world) error { copies <- w.copy(); return nil }, signals{})
 		if err != nil && ctx.Err() == nil {
 			t.Errorf("following ended: %v", err)
 		}
@@ -172,7 +172,7 @@ func TestWithoutPushTheServerSaysSo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.close()
-	err = l.follow(t.Context(), func(*world) error { t.Error("a world came"); return nil }, func() {})
+	err = l.follow(t.Context(), func(*world) error { t.Error("a world came"); return nil }, signals{})
 	if !errors.Is(err, errNoPush) {
 		t.Errorf("got %v", err)
 	}

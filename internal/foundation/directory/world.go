@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/go-ldap/ldap/v3"
@@ -19,6 +20,7 @@ type world struct {
 	groups  map[string]*band
 	refs    map[ref]string // of people and groups, to their ids
 	members int            // of all groups
+	read    time.Time      // when the directory last said that it is so
 }
 
 // human is an entry of a person, cut down to what is kept.

@@ -117,6 +117,9 @@ func (p *People) follow(ctx context.Context) error {
 			if r.Parsed.Action == PersonUnlocked {
 				p.Release(r.Parsed.Object)
 			}
+		case PeopleRegrouped:
+			p.cache.clear()
+			p.standing.forget()
 		case BootstrapEnded, BootstrapLimited:
 			_ = p.Reload(ctx) // Run's tick tries again
 		}

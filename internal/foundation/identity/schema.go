@@ -38,6 +38,7 @@ func Actions() []ledger.Action {
 		TokenMade, TokenRedeemed, TokenReplayed, LoginOpened, LoginEnded, LoginFailed,
 		DeviceEnrolled, PasskeyEnrolled, CredentialLost, CodeConfirmed,
 		BootstrapBegun, BootstrapLimited, BootstrapEnded,
+		PersonJoined, PeopleJoined, PeopleRegrouped, PeopleReturned,
 	}
 }
 
