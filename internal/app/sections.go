@@ -3,7 +3,6 @@ package app
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
 
+	"handrail.dev/handrail/internal/foundation/directory"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/oidc"
@@ -22,11 +22,12 @@ import (
 // to say than a flag can; it is read by the supervisor, secrets with it, and
 // handed to the server, whose account may not read the files.
 type sections struct {
-	OIDC *oidc.Config `toml:"oidc"`
+	OIDC      *oidc.Config        `toml:"oidc"`
+	Directory *directory.Settings `toml:"directory"`
 }
 
 // sectionNames are the tables that there are.
-var sectionNames = []string{"oidc"}
+var sectionNames = []string{"oidc", "directory"}
 
 // parseSections reads the tables. What it does not know is an error here too.
 func parseSections(text []byte) (sections, error) {
@@ -37,7 +38,7 @@ func parseSections(text []byte) (sections, error) {
 	}
 	for _, key := range meta.Undecoded() {
 		if len(key) > 1 { // settings without a table are parseConfig's
-			return s, fmt.Errorf("there is no setting %s in [%s]", strings.Join(key[1:], "."), key[0])
+			return s, unknownInSection(key)
 		}
 	}
 	if s.OIDC != nil {
@@ -45,7 +46,10 @@ func parseSections(text []byte) (sections, error) {
 			return s, err
 		}
 	}
-	return s, nil
+	if s.Directory != nil {
+		err = s.Directory.CheckText()
+	}
+	return s, err
 }
 
 // readSections reads the tables of the configuration file, if there is one.
@@ -64,6 +68,9 @@ func readSections() (sections, error) {
 	}
 	if s.OIDC != nil && s.OIDC.SecretFile != "" {
 		s.OIDC.Secret, err = secretFile(path, s.OIDC.SecretFile)
+	}
+	if s.Directory != nil && err == nil {
+		err = completeDirectory(path, s.Directory)
 	}
 	return s, err
 }
@@ -111,15 +118,16 @@ func (c *UpConfig) configureUp(cmd *cobra.Command, args []string) error {
 // handed is the tables as they go to the server's process, in its environment:
 // an argument would show the secret to everybody on the machine.
 type handed struct {
-	OIDC       *oidc.Config `json:"oidc,omitempty"`
-	OIDCSecret string       `json:"oidc_secret,omitempty"`
+	OIDC       *oidc.Config        `json:"oidc,omitempty"`
+	OIDCSecret string              `json:"oidc_secret,omitempty"`
+	Directory  *directory.Settings `json:"directory,omitempty"` // with its password
 }
 
 const sectionsEnv = "HANDRAIL_SECTIONS"
 
 // hand is what the supervisor puts into the environment of the server.
 func (s sections) hand() (string, error) {
-	h := handed{OIDC: s.OIDC}
+	h := handed{OIDC: s.OIDC, Directory: s.Directory}
 	if s.OIDC != nil {
 		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
 	}
@@ -138,5 +146,5 @@ func takeSections(text string) (sections, error) {
 	if h.OIDC != nil {
 		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
 	}
-	return sections{OIDC: h.OIDC}, nil
+	return sections{OIDC: h.OIDC, Directory: h.Directory}, nil
 }

@@ -29,6 +29,7 @@ import (
 	"handrail.dev/handrail/internal/feature/sshgate"
 	"handrail.dev/handrail/internal/feature/witness"
 	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/directory"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/fleet"
@@ -77,6 +78,7 @@ type Server struct {
 	store      *store.Store
 	people     *identity.People
 	provider   *oidc.Provider // nil: none is configured
+	directory  *directory.Directory
 	hosts      *target.Hosts
 	force      *policy.Force
 	access     *access.Access
@@ -105,7 +107,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data)}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openPeers, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openPeers, s.openDirectory, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -170,7 +172,7 @@ func (s *Server) unspool(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
 // migrations is every feature's tables, in the order of the manual.
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
-		identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
+		identity.Schema(), directory.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
 		witness.Schema(),
 	} {
 		all = append(all, schema...)
@@ -181,7 +183,7 @@ func migrations() (all []store.Migration) {
 // Actions is every ledger action that this server can record.
 func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
-		identity.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
+		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
 		witness.Actions(), agentless.Actions(),
 	} {
@@ -209,11 +211,12 @@ func (s *Server) openPeople(ctx context.Context) error {
 }
 
 func (s *Server) openDoor(context.Context) error {
-	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds())
+	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds(), roster.DirectoryKinds(s.people))
 	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
 	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
 	s.access = access.New(access.Deps{
 		Store: s.store, Door: s.door, Approvals: s.approvals, Policy: s.force, Hosts: s.hosts, People: s.people,
+		MoreApprovers: s.moreApprovers,
 	})
 	return nil
 }
@@ -302,7 +305,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 	api := rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
-		Provider: s.provider, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
+		Provider: s.provider, Directory: s.directory, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
@@ -424,6 +427,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "hosts without a node", s.agentless.Run)
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)
+	run(below, "directory", s.directory.Run)
 	run(below, "followers", s.follow)
 	run(below, "servers", s.runPeers)
 	run(below, "watchers", s.sessions.RecheckLoop)

@@ -22,6 +22,7 @@ func (s *Server) sources() []notice.Source {
 		{Banners: s.breakGlassBanners},
 		{Banners: s.damageBanners},
 		{Banners: s.witnessBanners},
+		{Banners: s.directoryBanners},
 		{Attention: s.openApprovals},
 		{Attention: s.owedReviews},
 	}
@@ -97,7 +98,7 @@ func (s *Server) owedReviews(ctx context.Context, by identity.Principal) (out []
 // topics says which topic an entry concerns, by the noun of its action.
 var topics = map[string]notice.Topic{
 	"host": notice.Hosts, "node": notice.Hosts, "session": notice.Sessions, "approval": notice.Approvals,
-	"grant": notice.Grants, "person": notice.People, "device": notice.People, "passkey": notice.People,
+	"grant": notice.Grants, "person": notice.People, "people": notice.People, "directory": notice.People, "device": notice.People, "passkey": notice.People,
 	"policy": notice.Policy, "bootstrap": notice.Installation, "witness": notice.Installation,
 }
 
@@ -140,6 +141,7 @@ func (s *Server) followFrom(ctx context.Context, after *int64) error {
 			s.notices.Publish(n)
 		}
 		s.loudly(e)
+		s.heardDirectory(e)
 		s.followServers(e)
 		if watchersMayChange(e) {
 			s.sessions.Recheck()
@@ -153,7 +155,7 @@ func (s *Server) followFrom(ctx context.Context, after *int64) error {
 // session may no longer.
 func watchersMayChange(e store.Recorded) bool {
 	noun, _, _ := strings.Cut(string(e.Parsed.Action), ".")
-	return noun == "person" || noun == "policy" || noun == "credential" || e.Parsed.Action == identity.LoginEnded
+	return noun == "person" || noun == "people" || noun == "policy" || noun == "credential" || e.Parsed.Action == identity.LoginEnded
 }
 
 func eventsOf(e store.Recorded) []notice.Event {

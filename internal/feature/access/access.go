@@ -49,7 +49,10 @@ type Deps struct {
 	Hosts     *target.Hosts
 	People    *identity.People
 	Sessions  Sessions // may be nil until UseSessions
-	Notices   Notices  // may be nil
+	// MoreApprovers is how many must agree to a grant beyond what policy says,
+	// because of what is not known now. nil: none.
+	MoreApprovers func(q store.Queryer, now time.Time) (int, error)
+	Notices       Notices // may be nil
 }
 
 // Access is the feature.
@@ -284,7 +287,10 @@ func (x *Access) openTx(tx *store.Tx, by identity.Principal, ask Ask, stale []ta
 	if err != nil {
 		return Asked{}, nil, err
 	}
-	rule := ruleOf(engine.Approval(kind, hosts...))
+	rule, err := x.ruleTx(tx, engine.Approval(kind, hosts...), glass)
+	if err != nil {
+		return Asked{}, nil, err
+	}
 	if glass { // not a moment longer than the grant waits for it
 		rule.Lapse = engine.RatifyWithin()
 	}
@@ -297,6 +303,18 @@ func (x *Access) openTx(tx *store.Tx, by identity.Principal, ask Ask, stale []ta
 		return Asked{}, nil, err
 	}
 	return Asked{Grant: g, Approval: a, Approvers: a.Rule.Groups}, append([]ledger.Entry{g.entry(actionOf[event.Kind], by.ID)}, asks...), nil
+}
+
+// ruleTx is who must agree. A break-glass runs already: its ratification does
+// not wait for more people than policy says.
+func (x *Access) ruleTx(tx *store.Tx, r policy.ApprovalRule, glass bool) (approval.Rule, error) {
+	rule := ruleOf(r)
+	if glass || x.d.MoreApprovers == nil {
+		return rule, nil
+	}
+	more, err := x.d.MoreApprovers(tx, tx.Now())
+	rule.Needed += more
+	return rule, err
 }
 
 func ruleOf(r policy.ApprovalRule) approval.Rule {

@@ -221,13 +221,19 @@ func (x *Access) enforceOnce(ctx context.Context, k *keeper, g Grant) {
 // them, and says how many those were. Run does the same soon after; this does it
 // at once.
 func (x *Access) LockedTx(tx *store.Tx, person, by, reason string) (int, []ledger.Entry, error) {
+	return x.EndAllTx(tx, person, by, Locked, reason)
+}
+
+// EndAllTx ends every live grant of a person, and every request for one, in a
+// transaction that takes power from them.
+func (x *Access) EndAllTx(tx *store.Tx, person, by, why, reason string) (int, []ledger.Entry, error) {
 	live, err := find(tx, `WHERE g.person = $1 AND g.state IN ($2, $3, $4, $5)`, person, string(Requested), string(Approved), string(Active), string(Paused))
 	if err != nil {
 		return 0, nil, err
 	}
 	var all []ledger.Entry
 	for _, g := range live {
-		_, entries, _, err := applyTx(tx, g, Event{Kind: EventEnd, By: by, Why: Locked, Notes: reason})
+		_, entries, _, err := applyTx(tx, g, Event{Kind: EventEnd, By: by, Why: why, Notes: reason})
 		if err != nil {
 			return 0, nil, err
 		}
@@ -235,7 +241,7 @@ func (x *Access) LockedTx(tx *store.Tx, person, by, reason string) (int, []ledge
 		if g.Approval == "" {
 			continue
 		}
-		more, err := x.d.Approvals.WithdrawTx(tx, by, g.Approval, Locked)
+		more, err := x.d.Approvals.WithdrawTx(tx, by, g.Approval, why)
 		if err != nil {
 			return 0, nil, err
 		}

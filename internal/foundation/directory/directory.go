@@ -60,6 +60,7 @@ type Directory struct {
 	anew   chan struct{} // read everything anew
 	dns    atomic.Pointer[map[string]string]
 	tries  tries
+	logins chan struct{}
 
 	applying sync.Mutex
 }
@@ -77,7 +78,7 @@ func New(d Deps) (*Directory, error) {
 	if d.Slog == nil {
 		d.Slog = slog.New(slog.DiscardHandler)
 	}
-	x := &Directory{Deps: d, c: c, again: make(chan struct{}, 1), anew: make(chan struct{}, 1)}
+	x := &Directory{Deps: d, c: c, again: make(chan struct{}, 1), anew: make(chan struct{}, 1), logins: make(chan struct{}, loginsAtOnce)}
 	x.status.set(func(s *Status) { s.Host, s.Mode = c.host, ModeNever })
 	return x, nil
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -83,8 +84,19 @@ func (s Settings) On() bool { return s.URL != "" }
 
 // Check says what is wrong with the settings, before anything is connected.
 func (s Settings) Check() error {
+	if !s.On() {
+		return bad("url", "it is missing")
+	}
 	_, err := s.check()
 	return err
+}
+
+// CheckText is Check before the files that the settings name were read.
+func (s Settings) CheckText() error {
+	if s.PasswordFile != "" {
+		s.Password = "of the file"
+	}
+	return s.Check()
 }
 
 func bad(key, format string, args ...any) error {
@@ -283,3 +295,26 @@ func (c *config) checkTimes() (err error) {
 
 // asksFirst says whether nobody enters that group by the directory alone.
 func (c config) asksFirst(group string) bool { return slices.Contains(c.AskFirst, group) }
+
+// Keys are the names of the settings, in order; About says what each is.
+func Keys() []string {
+	t := reflect.TypeFor[Settings]()
+	var keys []string
+	for i := range t.NumField() {
+		if key := t.Field(i).Tag.Get("toml"); key != "-" {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// About says what a setting is.
+func About(key string) string {
+	t := reflect.TypeFor[Settings]()
+	for i := range t.NumField() {
+		if f := t.Field(i); f.Tag.Get("toml") == key {
+			return f.Tag.Get("about")
+		}
+	}
+	return ""
+}

@@ -220,3 +220,24 @@ func ManagerTx(q store.Queryer, person string) (string, error) {
 	}
 	return "", nil
 }
+
+// PersonOf is the person here of an entry there, for a provider that names
+// people by the directory's lasting ids (identity.Keeper).
+func (d *Directory) PersonOf(q store.Queryer, lasting string) (string, error) {
+	uuid, err := uuidOf(lasting)
+	if err != nil {
+		return "", nil // no id is nobody's
+	}
+	found, err := store.All[string](q, `SELECT person FROM directory_people WHERE uuid = $1 AND away = 0`, uuid)
+	if err != nil || len(found) == 0 {
+		return "", err
+	}
+	return found[0], nil
+}
+
+// KeepsGroups says whether the directory decides the groups of a person
+// (identity.Keeper). It does for whoever came by it, also when they left.
+func (d *Directory) KeepsGroups(q store.Queryer, person string) (bool, error) {
+	n, err := store.One[int64](q, `SELECT COUNT(*) FROM directory_people WHERE person = $1`, person)
+	return n > 0, err
+}

@@ -90,6 +90,7 @@ func New(d Deps) *cobra.Command {
 	t.add(root, "prove", t.proveCommands()...)
 	t.add(root, "machine", d.Roles...)
 	t.add(root, "look", t.serversCommand())
+	t.add(root, "prove", t.accessCommand(), t.directoryCommand())
 	t.addServerVerbs(root)
 	t.add(root, "start", t.completionCommand(root), t.versionCommand())
 	root.SetHelpCommand(helpCommand(root))

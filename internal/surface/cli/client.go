@@ -36,6 +36,8 @@ type client struct {
 	policies  handrailv1connect.PoliciesClient
 	servers   handrailv1connect.ServersClient
 	witnesses handrailv1connect.WitnessesClient
+	directory handrailv1connect.DirectoriesClient
+	rights    handrailv1connect.RightsClient
 }
 
 // client opens the folder for somebody who is logged in.
@@ -86,6 +88,8 @@ func newClient(f folder, l login, tr *trust) *client {
 		policies:  handrailv1connect.NewPoliciesClient(h, base, option),
 		servers:   handrailv1connect.NewServersClient(h, base, option),
 		witnesses: handrailv1connect.NewWitnessesClient(h, base, option),
+		directory: handrailv1connect.NewDirectoriesClient(h, base, option),
+		rights:    handrailv1connect.NewRightsClient(h, base, option),
 	}
 }
 

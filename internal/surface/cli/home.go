@@ -44,6 +44,7 @@ type login struct {
 	PersonName string    `json:"person_name,omitempty"`
 	Device     string    `json:"device,omitempty"`
 	Provider   bool      `json:"provider,omitempty"` // logged in at the company's provider
+	User       string    `json:"user,omitempty"`     // whose password the directory knows
 }
 
 func (t *tool) folder() (folder, error) {

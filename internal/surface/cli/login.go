@@ -79,7 +79,9 @@ func (t *tool) logIn(ctx context.Context, tokenFile string, local bool, dataDir 
 		return err
 	}
 	if l, err := f.login(); tokenFile == "" && !local && err == nil && l.Provider {
-		o.on = true // it goes on as it began
+		if !o.asked() {
+			o.on, o.user = l.User == "", l.User // it goes on as it began
+		}
 	}
 	if o.asked() {
 		return t.logInAtProvider(ctx, f, o)

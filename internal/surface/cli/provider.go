@@ -22,6 +22,7 @@ import (
 type atProvider struct {
 	on, paste, device bool
 	server, root      string
+	user              string // with the password that the directory knows
 }
 
 func (o *atProvider) flags(c *cobra.Command) {
@@ -29,15 +30,19 @@ func (o *atProvider) flags(c *cobra.Command) {
 	f.BoolVar(&o.on, "provider", false, "log in at your company's provider, in a browser on this machine")
 	f.BoolVar(&o.paste, "paste", false, "the same, with a browser on another machine: paste what it shows")
 	f.BoolVar(&o.device, "device", false, "the same, by a code that you type on another machine")
+	f.StringVar(&o.user, "user", "", "log in under this name, with the password that your company's directory knows")
 	f.StringVar(&o.server, "server", "", "host:port of the server, the first time (the page Your login says it)")
 	f.StringVar(&o.root, "root-key", "", "hash of its root key, the first time")
 }
 
 func (o *atProvider) asked() bool {
-	return o.on || o.paste || o.device || o.server != "" || o.root != ""
+	return o.on || o.paste || o.device || o.user != "" || o.server != "" || o.root != ""
 }
 
 func (o *atProvider) check() error {
+	if o.user != "" && (o.on || o.paste || o.device) {
+		return fault.New(fault.Invalid, "cannot log in: a password and a provider exclude each other").WithHint("handrail login --user NAME")
+	}
 	if o.paste && o.device {
 		return fault.New(fault.Invalid, "cannot log in: --paste and --device exclude each other").WithHint("handrail login --paste")
 	}
@@ -69,6 +74,9 @@ func (t *tool) logInAtProvider(ctx context.Context, f folder, o atProvider) erro
 		return err
 	}
 	c := newClient(f, l, tr)
+	if o.user != "" {
+		return t.logInByPassword(ctx, f, tr, l, o.user, key)
+	}
 	offer, err := c.provider.Offer(ctx, &v1.OfferRequest{})
 	if err != nil {
 		return err

@@ -20,6 +20,7 @@ import (
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/witness"
 	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/directory"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fleet"
 	"handrail.dev/handrail/internal/foundation/identity"
@@ -42,7 +43,8 @@ type Deps struct {
 	Fleet      *fleet.Fleet
 	Access     *access.Access
 	Roster     *roster.Roster
-	Provider   *oidc.Provider // nil: people log in by what this installation knows alone
+	Directory  *directory.Directory // nil: none is configured
+	Provider   *oidc.Provider       // nil: people log in by what this installation knows alone
 	Sessions   *session.Sessions
 	Agentless  *agentless.Reach
 	Recordings *recording.Recordings
@@ -91,6 +93,10 @@ func Handler(d *Deps) http.Handler {
 		func() (string, http.Handler) { return handrailv1connect.NewWitnessesHandler(witnesses{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPoliciesHandler(policies{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewEventsHandler(events{d}, options...) },
+		func() (string, http.Handler) {
+			return handrailv1connect.NewDirectoriesHandler(directories{d}, options...)
+		},
+		func() (string, http.Handler) { return handrailv1connect.NewRightsHandler(rights{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewServersHandler(servers{d}, options...) },
 	} {
 		path, h := mount()

@@ -29,8 +29,10 @@ type said struct {
 func Told(action ledger.Action) bool { return tellerOf(string(action)) != nil }
 
 func tellerOf(action string) func(*said) string {
-	if tell := serverSentences[action]; tell != nil {
-		return tell
+	for _, more := range []map[string]func(*said) string{serverSentences, directorySentences} {
+		if tell := more[action]; tell != nil {
+			return tell
+		}
 	}
 	return sentences[action]
 }
