@@ -61,6 +61,34 @@ type OrderPayload struct {
 	Authority *Authority   `json:"authority,omitempty"` // who asked and who agreed; needed for write where the host's policy says so
 	Need      []string     `json:"need,omitempty"`      // features that the node must understand
 	Session   *SessionSpec `json:"session,omitempty"`   // session.start: all; session.resume: id only; voucher.drill: id, person, remaining_ms
+	Inspect   *InspectSpec `json:"inspect,omitempty"`   // inspect.run
+}
+
+// SessionID is the session that the order is about; a brokered read is of none.
+func (p OrderPayload) SessionID() string {
+	if p.Session == nil {
+		return ""
+	}
+	return p.Session.ID
+}
+
+// Actor is who asked for what begins with this order; "" where nothing begins.
+func (p OrderPayload) Actor() string {
+	switch p.Kind {
+	case KindSessionStart:
+		return p.Session.Person
+	case KindInspect:
+		return p.Inspect.Person
+	}
+	return ""
+}
+
+// RemainingMS is how long what the order starts may take.
+func (p OrderPayload) RemainingMS() int64 {
+	if p.Inspect != nil {
+		return p.Inspect.TimeMS
+	}
+	return p.Session.RemainingMS
 }
 
 // Epochs fence an order: a node that has seen a higher number refuses it.
@@ -165,10 +193,14 @@ func (p OrderPayload) check() error {
 		return fault.New(fault.Invalid, "cannot read order: bad node id %q", p.Node)
 	case p.Issued <= 0 || p.ValidMS <= 0 || p.ValidMS > MaxOrderAge:
 		return fault.New(fault.Invalid, "cannot read order %s: bad times", p.Order)
-	case p.Session == nil:
-		return fault.New(fault.Invalid, "cannot read order %s: no session in it", p.Order)
+	case (p.Session == nil) == (p.Inspect == nil):
+		return fault.New(fault.Invalid, "cannot read order %s: it starts nothing, or two things", p.Order)
+	case (p.Inspect != nil) != (p.Kind == KindInspect):
+		return fault.New(fault.Invalid, "cannot read order %s: kind %q is of something else", p.Order, p.Kind)
 	}
 	switch p.Kind {
+	case KindInspect:
+		return p.Inspect.check()
 	case KindSessionResume:
 		if !ValidID('s', p.Session.ID) {
 			return fault.New(fault.Invalid, "cannot read order %s: bad session id %q", p.Order, p.Session.ID)

@@ -47,7 +47,7 @@ const (
 )
 
 // features are those that an order may need of this node.
-var features = map[string]bool{"session": true, "sandbox": true, "deadline": true, "buddy": true, "sftp": true, "drill": true}
+var features = map[string]bool{"session": true, "sandbox": true, "deadline": true, "buddy": true, "sftp": true, "drill": true, "inspect": true}
 
 // refusal is an error with the rule that refused.
 type refusal struct {
@@ -344,7 +344,7 @@ func (j *judge) order(e wire.Envelope) (accepted, error) {
 	if err := j.spend(p, now); err != nil {
 		return accepted{OrderPayload: p}, err
 	}
-	remaining := time.Duration(p.Session.RemainingMS)*time.Millisecond - age
+	remaining := time.Duration(p.RemainingMS())*time.Millisecond - age
 	return accepted{p, now + remaining, remaining, j.last.N, nil}, nil
 }
 
@@ -378,7 +378,7 @@ func (j *judge) check(p wire.OrderPayload, leaf ledger.Leaf, now time.Duration) 
 			return 0, refuse(RuleFeature, "cannot accept order %s: it needs %q, which this node does not know", p.Order, f)
 		}
 	}
-	if p.Node != j.node || (leaf.Target != "host/"+j.node) || leaf.Session != p.Session.ID {
+	if p.Node != j.node || (leaf.Target != "host/"+j.node) || leaf.Session != p.SessionID() {
 		return 0, refuse(RuleNode, "cannot accept order %s: it is for %s (entry for %s), this is %s", p.Order, p.Node, leaf.Target, j.node)
 	}
 	server := j.lease.server + (now - j.lease.asked).Microseconds()
@@ -394,9 +394,9 @@ func (j *judge) check(p wire.OrderPayload, leaf ledger.Leaf, now time.Duration) 
 	if p.Epochs.Lock < j.epochs.Lock || p.Epochs.Policy < j.epochs.Policy {
 		return 0, refuse(RuleEpoch, "cannot accept order %s: a lock or a policy has overtaken it", p.Order)
 	}
-	if p.Kind == wire.KindSessionStart {
-		if _, ok := p.Epochs.Person[p.Session.Person]; !ok {
-			return 0, refuse(RuleEpoch, "cannot accept order %s: it does not say at which epoch %s stood", p.Order, p.Session.Person)
+	if actor := p.Actor(); actor != "" {
+		if _, ok := p.Epochs.Person[actor]; !ok {
+			return 0, refuse(RuleEpoch, "cannot accept order %s: it does not say at which epoch %s stood", p.Order, actor)
 		}
 	}
 	for person, epoch := range p.Epochs.Person {

@@ -224,7 +224,7 @@ func (w *warden) order(ctx context.Context, envelope []byte) (wire.SessionAnswer
 	answer, f, err := w.carryOut(ctx, a)
 	if serr := <-saved; serr != nil && err == nil {
 		closeFile(f)
-		w.run.stopWhere(serr.Error(), func(l *live) bool { return l.id == a.Session.ID })
+		w.run.stopWhere(serr.Error(), func(l *live) bool { return l.id == a.SessionID() })
 		err = serr
 	}
 	if err != nil {
@@ -246,6 +246,9 @@ func (w *warden) carryOut(ctx context.Context, a accepted) (wire.SessionAnswer, 
 			return wire.SessionAnswer{}, nil, err
 		}
 		return wire.SessionAnswer{OK: true}, nil, h.Resume(ctx)
+	}
+	if a.Kind == wire.KindInspect {
+		return w.inspect(ctx, a)
 	}
 	if w.run.mode == sandbox.NoShells {
 		e := fault.New(fault.Unavailable, "cannot start session %s: this host can give no shells", a.Session.ID)
@@ -270,6 +273,7 @@ func (w *warden) brake(ctx context.Context, signed []byte) (wire.BrakeAnswer, er
 		a.Sessions, a.Killed = w.run.stopWhere(keeper.WhyStopped, func(l *live) bool { return l.id == b.Session })
 	case wire.BrakeLockPerson:
 		a.Sessions, a.Killed = w.run.stopWhere(keeper.WhyLocked, func(l *live) bool { return l.person == b.Person })
+		a.Killed += w.looks.stop(func(person string) bool { return person == b.Person })
 	case wire.BrakePauseSession:
 		ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 		defer cancel()
