@@ -21,6 +21,7 @@ import (
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/agentless"
+	"handrail.dev/handrail/internal/feature/inspect"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/feature/recording"
@@ -87,6 +88,7 @@ type Server struct {
 	fleet      *fleet.Fleet
 	recordings *recording.Recordings
 	sessions   *session.Sessions
+	inspect    *inspect.Inspections
 	agentless  *agentless.Reach
 	roster     *roster.Roster
 	locks      atomic.Pointer[roster.Roster] // the same, once it is there: the spool may ask before
@@ -107,7 +109,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data)}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openPeers, s.openDirectory, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openInspections, s.openPeers, s.openDirectory, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -173,7 +175,7 @@ func (s *Server) unspool(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
 		identity.Schema(), directory.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
-		witness.Schema(),
+		witness.Schema(), inspect.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -185,7 +187,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(), agentless.Actions(),
+		witness.Actions(), agentless.Actions(), inspect.Actions(),
 	} {
 		all = append(all, actions...)
 	}
@@ -304,7 +306,7 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 func (s *Server) openSurfaces(context.Context) (err error) {
 	api := rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
-		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
+		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Provider: s.provider, Directory: s.directory, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Info: s.info, Now: time.Now, Log: s.c.Log,
 	})

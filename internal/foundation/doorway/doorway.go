@@ -61,6 +61,9 @@ type Act struct {
 	// Open changes state and returns the opening entries, inside the deciding
 	// transaction. It may run more than once: no I/O, time and randomness from tx.
 	Open func(tx *store.Tx, d policy.Decision) ([]ledger.Entry, error)
+	// Close changes state together with the closing entries; it may be nil. Like
+	// Open it may run more than once.
+	Close func(tx *store.Tx, outcome ledger.Outcome) error
 }
 
 // GrantInForce is what the doorway knows of a grant.
@@ -262,7 +265,14 @@ func (d *Door) close(ctx context.Context, id string, p *pass, outcome ledger.Out
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeWithin)
 	defer cancel()
-	_, err := d.d.Store.Record(ctx, id+"/close", func(*store.Tx) ([]ledger.Entry, error) { return entries, nil })
+	_, err := d.d.Store.Record(ctx, id+"/close", func(tx *store.Tx) ([]ledger.Entry, error) {
+		if p.act.Close != nil {
+			if err := p.act.Close(tx, outcome); err != nil {
+				return nil, err
+			}
+		}
+		return entries, nil
+	})
 	return err
 }
 

@@ -172,7 +172,10 @@ func (d *Door) refuse(ctx context.Context, r ruling) error {
 	if r.query.Context.Level == "write" && r.act.Action == "sessions.open" {
 		what = "open a write session"
 	}
-	if r.query.Host != nil {
+	switch {
+	case r.query.Host != nil && r.act.Action == "inspect":
+		what += " " + r.query.Host.Name
+	case r.query.Host != nil:
 		what += " on " + r.query.Host.Name
 	}
 	why := strings.TrimSuffix(strings.TrimPrefix(decision.Text, "Refused: "), ".")
@@ -249,6 +252,8 @@ func Verb(action string) string {
 	switch action {
 	case "sessions.open":
 		return "open a session"
+	case "inspect":
+		return "inspect"
 	case "sessions.watch":
 		return "watch the session"
 	case "sessions.join":

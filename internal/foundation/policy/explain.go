@@ -143,6 +143,12 @@ func situations(action string) []situation {
 		return all
 	case "sessions.watch", "sessions.join", "sessions.control", "sessions.replay", "grants.revoke", "grants.review", "approvals.decide":
 		return []situation{{action, Context{}}, {action + " of their own", Context{Self: true}}}
+	case "inspect":
+		var all []situation
+		for _, what := range []string{"stacks", "top", "journal", "ports", "files", "env"} {
+			all = append(all, situation{action + " " + what, Context{Inspect: what}})
+		}
+		return all
 	case "grants.breakglass":
 		return []situation{{action, Context{}}, {action + " with a review owed", Context{OwesReview: true}}}
 	case "grants.request":

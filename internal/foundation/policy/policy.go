@@ -40,6 +40,7 @@ type Context struct {
 	FloorOK              bool
 	Self                 bool // acts on their own object
 	AgeOfCredentialHours int64
+	Inspect              string // what a brokered read looks at: stacks, top, …
 }
 
 // Decision is the answer, with the reasons that people are told.
@@ -253,7 +254,7 @@ func (c *cache) context(from Context) cedar.Record {
 		"sudo": cedar.Boolean(from.Sudo), "root": cedar.Boolean(from.Root), "bootstrap": cedar.Boolean(from.Bootstrap),
 		"owesReview": cedar.Boolean(from.OwesReview), "buddy": cedar.Boolean(from.BuddyPresent),
 		"floorOK": cedar.Boolean(from.FloorOK), "own": cedar.Boolean(from.Self),
-		"credentialHours": cedar.Long(from.AgeOfCredentialHours),
+		"credentialHours": cedar.Long(from.AgeOfCredentialHours), "inspect": cedar.String(from.Inspect),
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -25,6 +25,7 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/entrance"
+	"handrail.dev/handrail/internal/host/inspect"
 	"handrail.dev/handrail/internal/host/sandbox"
 )
 
@@ -107,6 +108,7 @@ type Ended struct {
 // of packages that start sessions.
 func Main() {
 	sandbox.Stage2()
+	inspect.Main()
 	if len(os.Args) == 0 {
 		return
 	}

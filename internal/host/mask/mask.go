@@ -55,6 +55,14 @@ func Text(s string) (string, int) {
 	if len(s) < 4 {
 		return s, 0
 	}
+	s, count := forms(s)
+	s, n := logins(s)
+	s, m := named(s)
+	return s, count + n + m
+}
+
+// forms takes out what is secret by its form alone.
+func forms(s string) (string, int) {
 	lower := strings.ToLower(s)
 	count := 0
 	for i := range rules() {
@@ -68,9 +76,7 @@ func Text(s string) (string, int) {
 			lower = strings.ToLower(s)
 		}
 	}
-	s, n := logins(s)
-	s, m := named(s)
-	return s, count + n + m
+	return s, count
 }
 
 func (r *rule) may(lower string) bool {
@@ -199,4 +205,15 @@ func luhn(s string) bool {
 		first = c
 	}
 	return n >= 13 && n <= 19 && sum%10 == 0 && first >= '2' && first <= '6'
+}
+
+// Code is Text for what names code or a place: there a colon or an equals sign
+// does not make the next word a value.
+func Code(s string) (string, int) {
+	if len(s) < 12 {
+		return s, 0
+	}
+	s, n := forms(s)
+	s, m := logins(s)
+	return s, n + m
 }

@@ -33,8 +33,9 @@ type hostPolicy struct {
 	Accounts   []string `json:"accounts,omitempty"` // for write; empty: as the server says
 	NoWrite    bool     `json:"no_write,omitempty"`
 	NoRoot     bool     `json:"no_root,omitempty"`
-	Approvers  []string `json:"approvers,omitempty"` // keys of which write orders must carry signatures
-	Approvals  int      `json:"approvals,omitempty"` // how many of them; 0 is 1
+	NoInspect  bool     `json:"no_inspect,omitempty"` // no brokered reads
+	Approvers  []string `json:"approvers,omitempty"`  // keys of which write orders must carry signatures
+	Approvals  int      `json:"approvals,omitempty"`  // how many of them; 0 is 1
 	UIDFirst   uint32   `json:"uid_first,omitempty"`
 	UIDCount   uint32   `json:"uid_count,omitempty"`
 	Vouchers   string   `json:"vouchers,omitempty"` // "no", "hardware" (keys that want a touch), "yes"; empty: see vouchers
@@ -107,6 +108,9 @@ func parseApprover(line string) ([]byte, error) {
 }
 
 func (h hostPolicy) check(p wire.OrderPayload) error {
+	if p.Kind == wire.KindInspect && h.NoInspect {
+		return refuse(RulePolicy, "cannot accept order %s: this host allows no brokered reads", p.Order)
+	}
 	if p.Kind != wire.KindSessionStart || p.Session.Level != wire.LevelWrite {
 		return nil
 	}

@@ -51,6 +51,7 @@ type warden struct {
 	events *events
 	alarms alarms
 	run    *sessions
+	looks  looks
 	door   *entrances
 	life   context.Context // of the role
 	status Status
@@ -90,6 +91,7 @@ func Run(ctx context.Context, c Config) error {
 	cancel()
 	w.door.close()
 	w.run.stopWhere(keeper.WhyLost, func(*live) bool { return true })
+	w.looks.stop(everybody)
 	wg.Wait()
 	return err
 }
@@ -243,6 +245,7 @@ func (w *warden) watch(ctx context.Context) {
 		}
 		if since, have := w.judge.staleFor(); have && since > staleKill {
 			w.run.stopWhere(keeper.WhyLease, func(l *live) bool { return !l.alone })
+			w.looks.stop(everybody)
 		}
 		w.run.overdue(bootTime(), w.c.Silence)
 		offset = w.clock(offset, wallMinusBoot())
@@ -266,6 +269,7 @@ func wallMinusBoot() time.Duration {
 // stopOvertaken ends the sessions of those whom a lease says were locked: the
 // brake itself may have been lost.
 func (w *warden) stopOvertaken() {
+	w.looks.stopWhere(func(l *oneLook) bool { return w.judge.overtaken(l.person, l.epoch) })
 	w.run.stopWhere(keeper.WhyLocked, func(l *live) bool { return w.judge.overtaken(l.person, l.epochs[l.person]) })
 }
 

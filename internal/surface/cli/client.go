@@ -32,6 +32,7 @@ type client struct {
 	grants    handrailv1connect.GrantsClient
 	approvals handrailv1connect.ApprovalsClient
 	sessions  handrailv1connect.SessionsClient
+	inspect   handrailv1connect.InspectionsClient
 	ledger    handrailv1connect.LedgerClient
 	policies  handrailv1connect.PoliciesClient
 	servers   handrailv1connect.ServersClient
@@ -84,6 +85,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		grants:    handrailv1connect.NewGrantsClient(h, base, option),
 		approvals: handrailv1connect.NewApprovalsClient(h, base, option),
 		sessions:  handrailv1connect.NewSessionsClient(h, base, option),
+		inspect:   handrailv1connect.NewInspectionsClient(h, base, option),
 		ledger:    handrailv1connect.NewLedgerClient(h, base, option),
 		policies:  handrailv1connect.NewPoliciesClient(h, base, option),
 		servers:   handrailv1connect.NewServersClient(h, base, option),

@@ -18,6 +18,7 @@ func (t *tool) lookCommands() []*cobra.Command {
 			"handrail host show web-1           # facts, floor, what I may do there\nhandrail host invite --env staging  # the line to run on another machine",
 			t.hostShowCommand(), t.hostInviteCommand(), t.hostSetCommand(), t.hostAddCommand(), t.hostTrustCommand()),
 		t.sshCommand(),
+		t.inspectCommand(),
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"handrail.dev/handrail/api/handrail/v1/handrailv1connect"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/agentless"
+	"handrail.dev/handrail/internal/feature/inspect"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/feature/recording"
@@ -46,6 +47,7 @@ type Deps struct {
 	Directory  *directory.Directory // nil: none is configured
 	Provider   *oidc.Provider       // nil: people log in by what this installation knows alone
 	Sessions   *session.Sessions
+	Inspect    *inspect.Inspections
 	Agentless  *agentless.Reach
 	Recordings *recording.Recordings
 	Notices    *notice.Hub
@@ -89,6 +91,9 @@ func Handler(d *Deps) http.Handler {
 		func() (string, http.Handler) { return handrailv1connect.NewGrantsHandler(grants{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewApprovalsHandler(approvals{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewSessionsHandler(sessions{d}, options...) },
+		func() (string, http.Handler) {
+			return handrailv1connect.NewInspectionsHandler(inspections{d}, options...)
+		},
 		func() (string, http.Handler) { return handrailv1connect.NewLedgerHandler(ledgers{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewWitnessesHandler(witnesses{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPoliciesHandler(policies{d}, options...) },

@@ -202,6 +202,9 @@ var sentences = map[string]func(*said) string{
 		return "the recording of " + s.Session + " is complete, " + bytesOf(p.Bytes) + because(p.Lost)
 	},
 
+	"inspection.opened": inspectionOpened,
+	"inspection.closed": inspectionClosed,
+
 	"session.opened":  opened,
 	"session.closed":  sessionClosed,
 	"session.watched": func(s *said) string { return s.who() + " watches " + s.session() },
