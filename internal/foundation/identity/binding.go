@@ -191,7 +191,7 @@ func (p *People) given(tx *store.Tx, bound bindingRow, who Person, claimed []str
 			return who, nil, p.giveTx(tx, bound, nil)
 		}
 	}
-	var own, given, all []string
+	var own, given []string
 	for _, g := range who.Groups {
 		if !slices.Contains(bound.Given, g) {
 			own = append(own, g)
@@ -213,7 +213,13 @@ func (p *People) given(tx *store.Tx, bound bindingRow, who Person, claimed []str
 	if err := p.giveTx(tx, bound, sorted); err != nil || slices.Equal(all, who.Groups) {
 		return who, nil, err
 	}
-	return p.SetGroupsTx(tx, Principal{ID: who.ID}, who.ID, all)
+	before := who.Groups
+	who.Groups = all
+	if who, err = who.save(tx); err != nil {
+		return Person{}, nil, err
+	}
+	p.cache.disturb()
+	return who, []ledger.Entry{who.entry(PersonRegrouped, ledger.System, PersonPayload{Groups: all, Before: before, Reason: "the provider's claim"})}, nil
 }
 
 func (p *People) giveTx(tx *store.Tx, bound bindingRow, given Groups) error {

@@ -27,6 +27,7 @@ func TestPayloadsAreReadableForEver(t *testing.T) {
 		"failures-v1": &identity.FailuresPayload{V: 1, Minute: 1770000000000000, Others: 4,
 			Sources: []identity.SourceFailure{{Source: "192.0.2.1", Counts: map[string]int64{"malformed token": 3}}}},
 		"code-v1":      &identity.CodePayload{V: 1, Source: "192.0.2.1", Target: "host/h-00000001", Level: "read", Fingerprint: "SHA256:abc"},
+		"binding-v1":   &identity.BindingPayload{V: 1, Person: "p-00000001", Issuer: "https://id.example.com", Subject: "1815", Claim: "email"},
 		"bootstrap-v1": &identity.BootstrapPayload{V: 1, Ends: 1770000000000000, Reason: "asked for"},
 	} {
 		path := filepath.Join("testdata", name+".json")
@@ -50,6 +51,7 @@ func TestPayloadsAreReadableForEver(t *testing.T) {
 			"login-v1": func() any { return &identity.LoginPayload{} }, "credential-v1": func() any { return &identity.CredentialPayload{} },
 			"failures-v1": func() any { return &identity.FailuresPayload{} }, "code-v1": func() any { return &identity.CodePayload{} },
 			"bootstrap-v1": func() any { return &identity.BootstrapPayload{} },
+			"binding-v1":   func() any { return &identity.BindingPayload{} },
 		}[name]()
 		if err := d.Decode(read); err != nil {
 			t.Fatalf("%s cannot be read any more: %v", name, err)
