@@ -73,6 +73,10 @@ func answer(ticket string, key []byte, back *url.URL) oidc.Answer {
 
 func refused(t *testing.T, err error, kind fault.Kind, what string) {
 	t.Helper()
+	if err == nil {
+		t.Errorf("%s: it was taken", what)
+		return
+	}
 	if fault.KindOf(err) != kind || fault.From(err).Hint == "" {
 		t.Errorf("%s: %v (%v), hint %q", what, err, fault.KindOf(err), fault.From(err).Hint)
 	}
@@ -116,7 +120,12 @@ func TestARealProviderSaysWhoSomebodyIs(t *testing.T) {
 
 func TestARealProviderTakesADeviceCode(t *testing.T) {
 	real := start(t)
-	p := party(t, config(real.Issuer))
+	c, err := config(real.Issuer).Complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	p := oidc.New(c, oidc.Deps{Seals: seals(t), Page: page, Now: func() time.Time { return now }})
 	asked, err := p.DeviceBegin(t.Context(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -127,23 +136,46 @@ func TestARealProviderTakesADeviceCode(t *testing.T) {
 	_, _, err = p.DevicePoll(t.Context(), asked.Ticket, []byte("another key"))
 	refused(t, err, fault.Unauthenticated, "another device polls")
 	provider.NewBrowser(t).Type(asked.URL, asked.UserCode, "1815", true)
-	who := poll(t, p, asked)
-	if who.ID != "1815" || who.Value != "ada" {
-		t.Errorf("%+v", who)
+	if _, pending, err := p.DevicePoll(t.Context(), asked.Ticket, key); err != nil || pending == 0 {
+		t.Errorf("whoever asks too early asks the provider nothing: %v %v", pending, err)
 	}
+	now = now.Add(asked.Interval)
+	who, _, err := p.DevicePoll(t.Context(), asked.Ticket, key)
+	if err != nil || who.ID != "1815" || who.Value != "ada" {
+		t.Errorf("%+v %v", who, err)
+	}
+	now = now.Add(asked.Interval)
+	_, _, err = p.DevicePoll(t.Context(), asked.Ticket, key)
+	refused(t, err, fault.Unauthenticated, "the same code again")
+
+	if asked, err = p.DeviceBegin(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	provider.NewBrowser(t).Type(asked.URL, asked.UserCode, "1815", false)
+	_, _, err = p.DevicePoll(t.Context(), asked.Ticket, key)
+	refused(t, err, fault.Unauthenticated, "a code that its person refused")
+	if asked, err = p.DeviceBegin(t.Context(), key); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(time.Hour)
+	_, _, err = p.DevicePoll(t.Context(), asked.Ticket, key)
+	refused(t, err, fault.Unauthenticated, "an hour later")
 }
 
-// poll asks until the code was typed, as often as it is told to.
-func poll(t *testing.T, p *oidc.Provider, asked oidc.DeviceAsked) oidc.Subject {
-	t.Helper()
-	for {
-		who, pending, err := p.DevicePoll(t.Context(), asked.Ticket, key)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if pending == 0 {
-			return who
-		}
-		<-time.After(pending)
+func TestWhoCancelsAtTheProviderIsTold(t *testing.T) {
+	real := start(t)
+	p := party(t, config(real.Issuer))
+	asked, err := p.Begin(t.Context(), oidc.ToPage, "", nil)
+	if err != nil {
+		t.Fatal(err)
 	}
+	back := provider.NewBrowser(t).Back(asked.URL, page, "")
+	_, err = p.Finish(t.Context(), answer(asked.Ticket, nil, back))
+	refused(t, err, fault.Unauthenticated, "a login that was cancelled")
+	if strings.Contains(err.Error(), "<b>") {
+		t.Errorf("the provider's words are repeated: %v", err)
+	}
+	real.Stop()
+	_, err = p.Finish(t.Context(), oidc.Answer{Ticket: asked.Ticket, State: back.Query().Get("state"), Code: "x", Issuer: real.Issuer})
+	refused(t, err, fault.Unavailable, "while it is down")
 }
