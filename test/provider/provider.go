@@ -134,9 +134,13 @@ func (b *Browser) Client() *http.Client { return b.client }
 
 // Back goes to a page of the provider, logs in there as who ("": cancels) and
 // returns where the provider sends the browser back to, without going there.
-// home is the beginning of that address.
-func (b *Browser) Back(at, home, who string) *url.URL {
+func (b *Browser) Back(at, who string) *url.URL {
 	b.t.Helper()
+	asked, err := url.Parse(at)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	home := asked.Query().Get("redirect_uri")
 	b.until = func(u *url.URL) bool { return strings.HasPrefix(u.String(), home) }
 	defer func() { b.until = nil }()
 	answer, text := b.do(b.client.Get(at))

@@ -90,11 +90,10 @@ func TestARealProviderSaysWhoSomebodyIs(t *testing.T) {
 		way      oidc.Way
 		redirect string
 		key      []byte
-		home     string
 	}{
-		"page":  {oidc.ToPage, "", nil, page + oidc.PagePath},
-		"loop":  {oidc.ToLoop, "http://127.0.0.1:40404/handrail", key, "http://127.0.0.1:40404/"},
-		"paste": {oidc.ToPaste, "", key, page + oidc.PastePath},
+		"page":  {oidc.ToPage, "", nil},
+		"loop":  {oidc.ToLoop, "http://127.0.0.1:40404/handrail", key},
+		"paste": {oidc.ToPaste, "", key},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked, err := p.Begin(t.Context(), way.way, way.redirect, way.key)
@@ -104,7 +103,7 @@ func TestARealProviderSaysWhoSomebodyIs(t *testing.T) {
 			if u, _ := url.Parse(asked.URL); u.Query().Get("code_challenge_method") != "S256" || strings.Contains(asked.URL, "verifier") {
 				t.Errorf("asked without PKCE: %s", asked.URL)
 			}
-			back := provider.NewBrowser(t).Back(asked.URL, way.home, "1815")
+			back := provider.NewBrowser(t).Back(asked.URL, "1815")
 			who, err := p.Finish(t.Context(), answer(asked.Ticket, way.key, back))
 			if err != nil {
 				t.Fatal(err)
@@ -169,7 +168,7 @@ func TestWhoCancelsAtTheProviderIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	back := provider.NewBrowser(t).Back(asked.URL, page, "")
+	back := provider.NewBrowser(t).Back(asked.URL, "")
 	_, err = p.Finish(t.Context(), answer(asked.Ticket, nil, back))
 	refused(t, err, fault.Unauthenticated, "a login that was cancelled")
 	if strings.Contains(err.Error(), "<b>") {

@@ -83,7 +83,7 @@ func (s *site) logout(v *visit) error {
 func (s *site) showMe(v *visit) error {
 	f := v.frame("Your login", "me")
 	f.Script = "passkey.js"
-	return v.show(f, mePage(f, v.me))
+	return v.show(f, mePage(f, v.me, s.offer(v)))
 }
 
 // ceremony is a WebAuthn exchange: what the browser is given, and what it

@@ -397,7 +397,7 @@ func welcomePasskey(f frame) templ.Component {
 	})
 }
 
-func mePage(f frame, me *v1.WhoamiResponse) templ.Component {
+func mePage(f frame, me *v1.WhoamiResponse, offer *v1.OfferResponse) templ.Component {
 	return templruntime.GeneratedTemplate(func(templ_7745c5c3_Input templruntime.GeneratedComponentInput) (templ_7745c5c3_Err error) {
 		templ_7745c5c3_W, ctx := templ_7745c5c3_Input.Writer, templ_7745c5c3_Input.Context
 		if templ_7745c5c3_CtxErr := ctx.Err(); templ_7745c5c3_CtxErr != nil {
@@ -625,9 +625,16 @@ func mePage(f frame, me *v1.WhoamiResponse) templ.Component {
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = command("handrail login").Render(ctx, templ_7745c5c3_Buffer)
-		if templ_7745c5c3_Err != nil {
-			return templ_7745c5c3_Err
+		if offer.GetOffered() {
+			templ_7745c5c3_Err = command("handrail login --provider --server "+serverOf(f.Inst.Url)+" --root-key "+f.Inst.RootKeyHash).Render(ctx, templ_7745c5c3_Buffer)
+			if templ_7745c5c3_Err != nil {
+				return templ_7745c5c3_Err
+			}
+		} else {
+			templ_7745c5c3_Err = command("handrail login").Render(ctx, templ_7745c5c3_Buffer)
+			if templ_7745c5c3_Err != nil {
+				return templ_7745c5c3_Err
+			}
 		}
 		if f.Inst.SshAddress != "" {
 			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 48, "<p>Or with plain ssh. The first time it shows a code, which you type into <a href=\"/code\">Code from ssh</a>:</p>")

@@ -105,3 +105,12 @@ func (s *site) providerPaste(v *visit) error {
 	}.Encode()))
 	return v.secret(v.frame("Paste into your terminal", "bare"), providerPastePage(text, len(text) <= 8<<10))
 }
+
+// serverOf is host:port of a page's address, as commands dial it.
+func serverOf(page string) string {
+	_, rest, ok := strings.Cut(page, "://")
+	if !ok {
+		return page
+	}
+	return strings.TrimSuffix(rest, "/")
+}
