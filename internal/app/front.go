@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/crowd"
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // front splits one port by what the first byte and ALPN say: nodes, TLS for
@@ -20,6 +21,7 @@ type front struct {
 	tls   *tls.Config
 	plain bool // plain HTTP allowed: the port is on loopback
 	node  func(ctx context.Context, c *tls.Conn)
+	peer  func(ctx context.Context, c *tls.Conn) // another server; nil: there are none
 
 	http *queue // plain HTTP connections
 	web  *queue // HTTP inside TLS
@@ -44,6 +46,12 @@ func newFront(conf *tls.Config, addr net.Addr, node func(context.Context, *tls.C
 		tls: conf, plain: onLoopback(addr), node: node,
 		http: newQueue(addr), web: newQueue(addr), strangers: crowd.New(maxStrangers, maxFromOne),
 	}
+}
+
+// beOfSeveral lets other servers in, too.
+func (f *front) beOfSeveral(peer func(context.Context, *tls.Conn)) {
+	f.peer = peer
+	f.tls.NextProtos = append(f.tls.NextProtos, wire.PeerALPN)
 }
 
 func onLoopback(addr net.Addr) bool {
@@ -100,6 +108,11 @@ func (f *front) greet(ctx context.Context, raw *crowd.Stranger) {
 	if t.ConnectionState().NegotiatedProtocol == nodeProtocol {
 		raw.Known()
 		f.node(ctx, t)
+		return
+	}
+	if f.peer != nil && t.ConnectionState().NegotiatedProtocol == wire.PeerALPN {
+		raw.Known()
+		f.peer(ctx, t)
 		return
 	}
 	f.web.put(t)

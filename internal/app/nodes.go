@@ -67,8 +67,13 @@ func (n nodes) Brake(ctx context.Context, b wire.Brake) ([]wire.BrakeAnswer, err
 }
 
 // ends gives grants the sessions in their own words.
-type ends struct{ s *session.Sessions }
-
-func (e ends) EndByGrant(_ context.Context, grant, why string) int {
-	return e.s.EndByGrant(grant, why, "the grant "+grant+" ended: "+why)
+type ends struct {
+	s *session.Sessions
+	f *fleet.Fleet
 }
+
+func (e ends) EndByGrant(ctx context.Context, grant, why string) int {
+	return e.s.EndByGrant(grant, why, endedBy(grant, why)) + endElsewhere(ctx, e, grant, why)
+}
+
+func endedBy(grant, why string) string { return "the grant " + grant + " ended: " + why }

@@ -62,6 +62,9 @@ type ServerConfig struct {
 
 	sections sections // of the configuration file
 
+	Route   string        // where other servers reach the bus; "": beside the page, any free port
+	Outside fleet.Outside // a NATS cluster of somebody else's
+
 	Given *tls.Certificate // for browsers; nil: our own authority's
 
 	Listener, SSHListener net.Listener
@@ -94,11 +97,13 @@ type Server struct {
 	locks      atomic.Pointer[roster.Roster] // the same, once it is there: the spool may ask before
 	notices    *notice.Hub
 	peers      *peer.Peers
-	id         string // of this server; empty over SQLite, where it is the only one
+	id, route  string // of this server, and of its bus; empty over SQLite, where it is the only one
+	peerConns  *queue // on which other servers speak the API
 	gate       *sshgate.Gate
 	circle     *witness.Circle
 	witness    *witness.Witness
 	handler    http.Handler
+	peerAPI    http.Handler // the API without the way to other servers
 }
 
 // NewServer makes a server. Nothing of it answers before Run.
@@ -106,7 +111,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{c: c, p: place(c.Data)}
+	s := &Server{c: c, p: place(c.Data), peerConns: newQueue(c.Listener.Addr())}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
 		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openInspections, s.openPeers, s.openDirectory, s.openSurfaces,
@@ -224,6 +229,10 @@ func (s *Server) openDoor(context.Context) error {
 }
 
 func (s *Server) openFleet(ctx context.Context) (err error) {
+	cluster, err := s.cluster(ctx)
+	if err != nil {
+		return err
+	}
 	s.fleet, err = fleet.New(ctx, fleet.Deps{
 		Store: s.store, Ring: s.ring, Epochs: s.epochs, Log: s.c.Log,
 		Known: func(ctx context.Context, host string) error {
@@ -241,6 +250,7 @@ func (s *Server) openFleet(ctx context.Context) (err error) {
 			return i.Host == host, err
 		},
 		Changed: func(host string) { s.notices.Publish(notice.Event{Topic: notice.Hosts, ID: host}) },
+		Cluster: cluster, Answer: s.answerPeer, Braked: s.brakedElsewhere, PeerAPI: s.peerConns.put,
 	})
 	return err
 }
@@ -283,6 +293,7 @@ func (s *Server) epochs(ctx context.Context) (e fleet.Epochs, err error) {
 func (s *Server) openSessions(ctx context.Context) (err error) {
 	s.recordings, err = recording.New(recording.Deps{
 		Dir: filepath.Join(s.p.server(), "recordings"), Store: s.store, Subjects: s.ring.Subjects(), Replay: s.ring.Replay(), Log: s.c.Log,
+		Elsewhere: func(ctx context.Context) (map[string]bool, error) { return s.sessions.RecordedElsewhere(ctx) },
 	})
 	if err != nil {
 		return err
@@ -290,11 +301,11 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 	s.agentless = s.newAgentless()
 	s.sessions = session.New(session.Deps{
 		Store: s.store, Door: s.door, Hosts: s.hosts, People: s.people, Grants: access.Standing{}, Rules: s.force,
-		Nodes: nodes{s.fleet, s.agentless}, Recordings: s.recordings, LockEpoch: s.people.LockEpochTx, Log: s.c.Log,
+		Nodes: nodes{s.fleet, s.agentless}, Recordings: s.recordings, LockEpoch: s.people.LockEpochTx, Log: s.c.Log, Home: s.id,
 		Online:  s.reachable,
 		Changed: func(i session.Info) { s.notices.Publish(notice.Event{Topic: notice.Sessions, ID: i.ID}) },
 	})
-	s.access.UseSessions(ends{s.sessions})
+	s.access.UseSessions(ends{s.sessions, s.fleet})
 	s.roster = roster.New(roster.Deps{
 		Store: s.store, Ring: s.ring, Door: s.door, People: s.people, Hosts: s.hosts, Policy: s.force, Approvals: s.approvals,
 		Brake: s.brakePerson, EndGrants: s.access.LockedTx, Here: s.here,
@@ -304,12 +315,13 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 }
 
 func (s *Server) openSurfaces(context.Context) (err error) {
-	api := rpc.Handler(&rpc.Deps{
+	s.peerAPI = rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Provider: s.provider, Directory: s.directory, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
+	api := s.toHomes(s.peerAPI)
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
 	outside := rpc.FromNetwork(api)
 	s.handler = s.onlyOurNames(s.asWitness(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -432,6 +444,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "directory", s.directory.Run)
 	run(below, "followers", s.follow)
 	run(below, "servers", s.runPeers)
+	run(above, "servers' calls", s.servePeers)
 	run(below, "watchers", s.sessions.RecheckLoop)
 	run(above, "control socket", func(ctx context.Context) error { return door.serve(ctx, control) })
 	run(above, "ssh gateway", func(ctx context.Context) error { return s.gate.Serve(ctx, s.c.SSHListener) })
@@ -487,12 +500,20 @@ func (s *Server) newFront() (*front, error) {
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", nodeProtocol},
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
 	}
-	return newFront(conf, s.c.Listener.Addr(), s.fleet.ServeConn), nil
+	front := newFront(conf, s.c.Listener.Addr(), s.fleet.ServeConn)
+	if s.shared() {
+		front.beOfSeveral(s.fleet.ServePeer)
+	}
+	return front, nil
 }
 
 func (s *Server) serveHTTP(ctx context.Context, l net.Listener) error {
+	return s.serveOn(ctx, l, s.handler)
+}
+
+func (s *Server) serveOn(ctx context.Context, l net.Listener, h http.Handler) error {
 	srv := &http.Server{
-		Handler: promptBodies(s.handler, bodyTime), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		Handler: promptBodies(h, bodyTime), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 		TLSConfig: &tls.Config{NextProtos: []string{"h2", "http/1.1"}}, // the front did the handshake; this names what may follow
 		ErrorLog:  slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug),
 	}

@@ -135,6 +135,10 @@ func (s *Server) followFrom(ctx context.Context, after *int64) error {
 			return err
 		}
 		*after = tree.N - 1
+		if err := s.sessions.Reload(ctx); err != nil {
+			*after = -1
+			return err
+		}
 	}
 	return s.store.Follow(ctx, *after, func(e store.Recorded) error {
 		for _, n := range eventsOf(e) {
@@ -142,7 +146,7 @@ func (s *Server) followFrom(ctx context.Context, after *int64) error {
 		}
 		s.loudly(e)
 		s.heardDirectory(e)
-		s.followServers(e)
+		s.followServers(ctx, e)
 		if watchersMayChange(e) {
 			s.sessions.Recheck()
 		}

@@ -113,9 +113,10 @@ type Server struct {
 	Version  int64  `db:"version"`
 
 	Presence
-	Self  bool
-	Alive bool
-	Seen  time.Time // when it last moved, by our clock
+	Self   bool
+	Alive  bool
+	Behind int64     // entries that it had not seen when it last spoke
+	Seen   time.Time // when it last moved, by our clock
 }
 
 // Serves says whether it is one of us.
@@ -160,6 +161,7 @@ type Peers struct {
 	mu    sync.Mutex
 	list  []Server
 	beats map[string]beat
+	sizes []int64 // of the ledger as known here, at the last looks
 	kick  chan struct{}
 }
 

@@ -14,6 +14,9 @@ const (
 	beatEvery = 2 * time.Second
 	// awayAfter is how long a server may stand still before it counts as away.
 	awayAfter = 10 * time.Second
+	// lookBack is with how old a size of ours a server's is compared, in looks:
+	// what it says is as old as its last beat.
+	lookBack = 3
 	// goneAfter is when somebody else closes what it left open.
 	goneAfter = 40 * time.Second
 )
@@ -75,6 +78,36 @@ func (p *Peers) say(ctx context.Context) error {
 	})
 }
 
+// Meet says where this server's bus will be, then reads where the others' are.
+func Meet(ctx context.Context, s *store.Store, id, route string) (others []string, err error) {
+	err = s.Observe(ctx, func(o *store.Obs) error {
+		_, err := o.Exec(`INSERT INTO server_presence (id, beat, version, size, route, nodes, sessions) VALUES ($1, 1, '', 0, $2, 0, 0)
+			ON CONFLICT (id) DO UPDATE SET beat = server_presence.beat + 1, route = $2`, id, route)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	var serve []string
+	err = s.View(ctx, func(v *store.View) (err error) {
+		serve, err = store.All[string](v, `SELECT id FROM servers WHERE (state = $1 OR state = $2) AND id <> $3`, StateActive, StateDraining, id)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = s.ViewObserved(ctx, func(v *store.View) error {
+		rows, err := store.All[presenceRow](v, `SELECT id, beat, version, size, route, nodes, sessions FROM server_presence`)
+		for _, r := range rows {
+			if slices.Contains(serve, r.ID) && CheckAddress(r.Route) == nil {
+				others = append(others, r.Route)
+			}
+		}
+		return err
+	})
+	return others, err
+}
+
 // look reads the list and who moved since.
 func (p *Peers) look(ctx context.Context) error {
 	var rows []Server
@@ -95,6 +128,9 @@ func (p *Peers) look(ctx context.Context) error {
 	}
 	now := time.Now()
 	p.mu.Lock()
+	if p.sizes = append(p.sizes, p.d.Store.Size()); len(p.sizes) > lookBack {
+		p.sizes = p.sizes[1:]
+	}
 	before := p.list
 	for i := range rows {
 		p.markLocked(&rows[i], said, now)
@@ -121,11 +157,12 @@ func (p *Peers) markLocked(s *Server, said []presenceRow, now time.Time) {
 		p.beats[s.ID] = b
 	}
 	s.Seen, s.Alive = b.at, s.Self || now.Sub(b.at) < awayAfter
+	s.Behind = max(p.sizes[0]-r.Size, 0)
 }
 
 // sameNews says that nobody need hear of the difference.
 func sameNews(a, b Server) bool {
-	return a.ID == b.ID && a.Version == b.Version && a.Alive == b.Alive && a.Route == b.Route
+	return a.ID == b.ID && a.Version == b.Version && a.Alive == b.Alive
 }
 
 // buryGone tells once of each server that has stood still for long.

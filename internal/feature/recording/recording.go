@@ -106,6 +106,9 @@ type Deps struct {
 	// OpenFile opens the file of a new recording; nil creates it in Dir. Tests
 	// give a disk that fills up.
 	OpenFile func(path string) (File, error)
+	// Elsewhere are the sessions whose recordings lie with other servers, which
+	// verify and export them; nil is none.
+	Elsewhere func(ctx context.Context) (map[string]bool, error)
 }
 
 // Ledger is the part of the store that recordings need.

@@ -194,12 +194,16 @@ func (s *Sessions) EndByPerson(ctx context.Context, person string, epoch int64, 
 	}
 	all := s.all(func(i Info) bool { return i.Person == person })
 	done := make(chan struct{})
+	met := 0 // by the nodes, those of other homes too
 	go func() {
 		defer close(done)
-		_, err := s.d.Nodes.Brake(ctx, wire.Brake{V: 1, ID: brakeID(), Kind: wire.BrakeLockPerson, Node: wire.EveryNode,
+		answers, err := s.d.Nodes.Brake(ctx, wire.Brake{V: 1, ID: brakeID(), Kind: wire.BrakeLockPerson, Node: wire.EveryNode,
 			Person: person, Epoch: epoch, Reason: reason, Issued: time.Now().UnixMicro()})
 		if err != nil {
 			s.d.Log.Warn("cannot tell every node about a lock", "person", person, "error", err)
+		}
+		for _, a := range answers {
+			met += a.Sessions
 		}
 	}()
 	n := 0
@@ -210,6 +214,9 @@ func (s *Sessions) EndByPerson(ctx context.Context, person string, epoch int64, 
 	}
 	s.sendOutPerson(person, endingText(WhyLocked, reason))
 	<-done
+	if away := len(s.elsewhere(func(i Info) bool { return i.Person == person })); away > 0 {
+		n += min(away, max(met-n, 0)) // what a node says counts no more than what rows say
+	}
 	return n
 }
 

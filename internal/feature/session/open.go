@@ -124,12 +124,15 @@ func (s *Sessions) Open(ctx context.Context, by identity.Principal, req OpenRequ
 func (s *Sessions) admit(by identity.Principal, host target.Host, req OpenRequest) (*Live, error) {
 	info := Info{ID: store.NewID('s'), Person: by.ID, PersonName: by.Name, Host: host.ID, HostName: host.Name, Level: req.Level,
 		Kind: req.Kind, State: StateStarting, Environment: host.Environment, Scope: host.Scope, Command: req.Command,
-		Client: req.Client, Source: req.Source, Started: time.Now().UnixMicro(), Version: 1}
+		Client: req.Client, Source: req.Source, Started: time.Now().UnixMicro(), Version: 1, Home: s.d.Home}
 	l := newLive(s, by, info, req.PTY)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return nil, fault.New(fault.Unavailable, "cannot open a session: this server is stopping")
+	}
+	if s.draining {
+		return nil, fault.New(fault.Unavailable, "cannot open a session: this server is about to restart").WithHint("try again, at another server: handrail servers")
 	}
 	mine := 0
 	for _, other := range s.live {

@@ -13,14 +13,14 @@ import (
 
 const columns = `id, person, person_name, host, host_name, environment, scope, level, kind, state, ended_why, started, ended,
 	deadline, grant_id, break_glass, buddy_required, account, command, exit_status, floor, floor_missing, recording_bytes,
-	client, source, reason, version`
+	client, source, reason, version, home`
 
 func insert(tx *store.Tx, i Info) error {
 	_, err := tx.Exec(`INSERT INTO sessions (`+columns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-		$15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)`,
+		$15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28)`,
 		i.ID, i.Person, i.PersonName, i.Host, i.HostName, i.Environment, i.Scope, i.Level, i.Kind, i.State, i.EndedWhy, i.Started, i.Ended,
 		i.Deadline, i.Grant, i.BreakGlass, i.BuddyRequired, i.Account, i.Command, i.ExitStatus, i.Floor, i.FloorMissing.Text(), i.RecordingBytes,
-		i.Client, i.Source, i.Reason, i.Version)
+		i.Client, i.Source, i.Reason, i.Version, i.Home)
 	return err
 }
 
@@ -149,6 +149,9 @@ func (s *Sessions) Start(ctx context.Context) error {
 		return err
 	}
 	for _, i := range open {
+		if !s.mine(i) {
+			continue
+		}
 		closed, err := s.d.Recordings.Recover(i.ID, "the server stopped in mid-session")
 		if err != nil {
 			s.d.Log.Error("cannot recover a recording", "session", i.ID, "error", err)
@@ -162,7 +165,10 @@ func (s *Sessions) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	if s.d.Home == "" {
+		return nil
+	}
+	return s.sealLate(ctx)
 }
 
 // Query selects sessions, newest first.
@@ -210,7 +216,7 @@ func (s *Sessions) now(row Info) Info {
 	if l, ok := s.find(row.ID); ok {
 		return l.Info()
 	}
-	return row
+	return s.seen(row)
 }
 
 // Get returns one session by its id or a unique prefix of it.

@@ -107,7 +107,8 @@ func Schema() []store.Migration {
 	version BIGINT NOT NULL
 )`},
 		{Name: "session-2-by-time", SQL: `CREATE INDEX sessions_by_time ON sessions (started, id)`},
-		{Name: "session-3-open", SQL: `CREATE INDEX sessions_by_state ON sessions (state)`}}
+		{Name: "session-3-open", SQL: `CREATE INDEX sessions_by_state ON sessions (state)`},
+		homeSchema}
 }
 
 // Info is one session as its row, and what only the live table knows.
@@ -139,6 +140,7 @@ type Info struct {
 	Source         string       `db:"source"`
 	Reason         string       `db:"reason"` // of the grant
 	Version        int64        `db:"version"`
+	Home           string       `db:"home"` // the server that opened it
 
 	PausedWhy string     // live only
 	Watchers  []Watching // live only
@@ -195,8 +197,10 @@ type Deps struct {
 	Online func(host string) bool
 	// Changed is called, without locks, after a session changed.
 	Changed func(Info)
-	Bounds  Bounds
-	Log     *slog.Logger
+	// Home is this server among several; empty is one alone.
+	Home   string
+	Bounds Bounds
+	Log    *slog.Logger
 }
 
 // Bounds are the limits of sessions; zero fields take the defaults.
@@ -246,10 +250,13 @@ type Sessions struct {
 	tickets tickets
 	recheck chan struct{} // capacity 1: who watches is looked at anew
 
-	mu     sync.Mutex
-	live   map[string]*Live
-	closed bool
-	wg     sync.WaitGroup
+	mu       sync.Mutex
+	live     map[string]*Live
+	away     map[string]Info // open sessions of other homes
+	closed   bool
+	draining bool
+	drained  *time.Timer // ends what is left
+	wg       sync.WaitGroup
 }
 
 // New returns the table. Call Start before the first session opens.
@@ -263,7 +270,7 @@ func New(d Deps) *Sessions {
 	if d.LockEpoch == nil {
 		d.LockEpoch = func(store.Queryer) (int64, error) { return 0, nil }
 	}
-	return &Sessions{d: d, b: d.Bounds.withDefaults(), live: map[string]*Live{}, tickets: newTickets(), recheck: make(chan struct{}, 1)}
+	return &Sessions{d: d, b: d.Bounds.withDefaults(), live: map[string]*Live{}, away: map[string]Info{}, tickets: newTickets(), recheck: make(chan struct{}, 1)}
 }
 
 // Shutdown ends every session and waits for their closing entries, or for ctx.

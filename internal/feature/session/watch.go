@@ -153,6 +153,9 @@ func (s *Sessions) need(ctx context.Context, id string) (*Live, error) {
 	if l, ok := s.find(i.ID); ok {
 		return l, nil
 	}
+	if !s.mine(i) && i.State != StateEnded {
+		return nil, fault.New(fault.Unavailable, "cannot reach session %s: its server %s does not answer", i.ID, i.Home).WithHint("handrail servers")
+	}
 	return nil, fault.New(fault.Conflict, "cannot attach to session %s: it has ended (%s)", i.ID, i.EndedWhy).WithHint("handrail replay %s", i.ID)
 }
 

@@ -19,7 +19,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
-// bus is the embedded NATS server. It listens on nothing: nodes reach it
+// bus is the embedded NATS server. Alone it listens on nothing: nodes reach it
 // through a channel of their mTLS connection, this server through a pipe.
 // It carries only what may be lost (leases, brakes, facts): truth is in the
 // store and in the nodes' journals, so there is no JetStream.
@@ -42,10 +42,11 @@ const (
 	maxSubs = 1024
 )
 
-func newBus() (*bus, error) {
+// newBus starts the bus; more adds to its options.
+func newBus(more func(*server.Options)) (*bus, error) {
 	b := &bus{passes: map[string]string{}}
 	own := b.admit(selfUser)
-	srv, err := server.NewServer(&server.Options{
+	options := &server.Options{
 		ServerName:                 "handrail",
 		DontListen:                 true,
 		NoLog:                      true,
@@ -54,11 +55,13 @@ func newBus() (*bus, error) {
 		MaxPending:                 maxPending,
 		MaxSubs:                    maxSubs,
 		CustomClientAuthentication: b,
-	})
+	}
+	more(options)
+	srv, err := server.NewServer(options)
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot make the message bus")
 	}
-	srv.Start()
+	go srv.Start() // it returns once it does not listen, or never
 	if !srv.ReadyForConnections(5 * time.Second) {
 		srv.Shutdown()
 		return nil, fault.New(fault.Internal, "cannot start the message bus: not ready in 5 s")

@@ -117,6 +117,11 @@ func (f *Fleet) greet(ctx context.Context, c *tls.Conn, host string) (hello wire
 	if hello.Use != wire.UseControl && hello.Use != wire.UseBulk {
 		return hello, fault.New(fault.Invalid, "cannot admit %s: unknown use %.20q", host, hello.Use)
 	}
+	if f.draining.Load() {
+		err := fault.New(fault.Unavailable, "cannot admit %s: this server is about to restart, another one takes it", host)
+		_ = wire.WriteLine(c, wire.HelloAnswer{Error: err.Text})
+		return hello, err
+	}
 	if err := f.d.Known(ctx, host); err != nil {
 		_ = wire.WriteLine(c, wire.HelloAnswer{Error: "this host was removed; join it again: handrail host invite"})
 		return hello, err
@@ -177,7 +182,7 @@ func (f *Fleet) attach(host string, hello wire.Hello, s *yamux.Session) (old *ya
 	old, n.control = n.control, s
 	n.Mode, n.Floor, n.Missing, n.Version, n.Trial = hello.Mode, hello.Floor, hello.Missing, hello.Version, hello.Trial
 	n.Seen, n.wants = time.Now(), hello.Cosigned
-	n.State = Online
+	n.State, n.Server = Online, ""
 	f.mu.Unlock()
 	f.save(host)
 	return old

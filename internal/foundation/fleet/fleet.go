@@ -11,7 +11,9 @@ package fleet
 import (
 	"context"
 	"log/slog"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -61,24 +63,43 @@ type Deps struct {
 	Cosigned func(ctx context.Context, size int64) (tlog.Tree, []byte, error)
 	// Changed is called after a host's presence or facts changed.
 	Changed func(host string)
+	// Cluster makes this server one of several; nil is one alone.
+	Cluster *Cluster
+	// Answer does what another server asks; Braked hears of a brake that
+	// another server pulled; PeerAPI takes a connection on which another
+	// server speaks the API for a person. They may be nil.
+	Answer  func(ctx context.Context, from, what string, body []byte) ([]byte, error)
+	Braked  func(b wire.Brake)
+	PeerAPI func(net.Conn)
 	Log     *slog.Logger
 }
 
 // Fleet is the server's end of all nodes.
 type Fleet struct {
-	d   Deps
-	bus *bus
+	d       Deps
+	bus     *bus
+	between *between // with the other servers; nil: there are none
 
-	mu    sync.Mutex
-	nodes map[string]*node
+	draining  atomic.Bool
+	looks     chan struct{} // capacity 1: what other servers know is looked at anew
+	factsRead time.Time     // only Run touches it
+
+	mu          sync.Mutex
+	nodes       map[string]*node
+	peers       map[string]Peer
+	list        []byte // of servers, signed
+	listVersion int64
 }
 
 // New starts the message bus. Run must follow.
 func New(ctx context.Context, d Deps) (*Fleet, error) {
-	f := &Fleet{d: d, nodes: map[string]*node{}}
+	f := &Fleet{d: d, nodes: map[string]*node{}, looks: make(chan struct{}, 1)}
 	var err error
-	if f.bus, err = newBus(); err != nil {
+	if f.bus, err = newBus(f.clusterOptions); err != nil {
 		return nil, err
+	}
+	if d.Cluster != nil {
+		f.between = newBetween(f)
 	}
 	if err := f.load(ctx); err != nil {
 		f.bus.close()
@@ -97,21 +118,35 @@ func (f *Fleet) Run(ctx context.Context) error {
 		wire.UpFacts:       f.facts,
 		wire.UpEvent:       f.event,
 		wire.UpRenew:       f.renew,
+		wire.UpServers:     f.servers,
 	} {
 		pace := func(host string) (time.Duration, bool) { return f.pace(host, name) }
 		if err := f.bus.serve(ctx, wire.UpWildcard(name), pace, answer); err != nil {
 			return err
 		}
 	}
-	tick := time.NewTicker(staleAfter / 2)
+	if f.between != nil {
+		if err := f.between.join(ctx, f.bus.conn); err != nil {
+			return err
+		}
+		if err := f.between.attach(ctx, f.d.Cluster.Outside); err != nil {
+			return err
+		}
+	}
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			f.dropAll()
 			return nil
+		case <-f.looks:
 		case <-tick.C:
 			f.markStale()
+			f.drainIdle()
+		}
+		if err := f.lookElsewhere(ctx); err != nil && ctx.Err() == nil {
+			f.d.Log.Warn("what other servers know of their nodes cannot be read", "error", err)
 		}
 	}
 }
@@ -126,22 +161,20 @@ func (f *Fleet) Brake(ctx context.Context, b wire.Brake) ([]wire.BrakeAnswer, er
 	}
 	ctx, cancel := context.WithTimeout(ctx, brakeTime)
 	defer cancel()
-	hosts := []string{b.Node}
 	if b.Node == wire.EveryNode {
-		hosts = f.connected()
+		elsewhere := make(chan []wire.BrakeAnswer, 1)
+		go func() { elsewhere <- f.brakeElsewhere(ctx, b, signed) }()
+		out, err := f.brakeHere(ctx, b, signed, f.connected())
+		return append(out, <-elsewhere...), err
 	}
-	raw, err := f.bus.gather(ctx, wire.DownBrake, signed, hosts)
-	if err != nil {
-		return nil, err
+	out, err := f.brakeHere(ctx, b, signed, []string{b.Node})
+	if err == nil && len(out) == 0 {
+		out = f.brakeElsewhere(ctx, b, signed)
 	}
-	if len(raw) == 0 && b.Node != wire.EveryNode {
-		return nil, fault.New(fault.Unavailable, "cannot ask the node of %s: it does not answer", b.Node).WithHint("handrail host show %s", b.Node)
+	if err == nil && len(out) == 0 {
+		err = fault.New(fault.Unavailable, "cannot ask the node of %s: it does not answer", b.Node).WithHint("handrail host show %s", b.Node)
 	}
-	var out []wire.BrakeAnswer
-	for host, answer := range raw {
-		out = append(out, wire.ParseBrakeAnswer(answer, host, b.ID))
-	}
-	return out, nil
+	return out, err
 }
 
 const (

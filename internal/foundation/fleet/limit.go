@@ -55,6 +55,7 @@ var rates = map[string]rate{
 	wire.UpFacts:       {time.Second, 10},
 	wire.UpEvent:       {5 * time.Millisecond, 200},
 	wire.UpRenew:       {time.Minute, 3},
+	wire.UpServers:     {time.Second, 10},
 	connecting:         {500 * time.Millisecond, 20},
 }
 

@@ -2,9 +2,8 @@ package fleet
 
 import (
 	"context"
+	"net"
 	"time"
-
-	"github.com/hashicorp/yamux"
 
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -18,7 +17,7 @@ const answerTime = 20 * time.Second
 type Stream struct {
 	*wire.Reader
 	*wire.Writer
-	conn *yamux.Stream
+	conn net.Conn
 }
 
 // Close ends the stream; the keeper at the other end ends the session.
@@ -37,7 +36,7 @@ func (f *Fleet) Start(ctx context.Context, pass doorway.Pass, host string, bulk 
 	if err != nil {
 		return nil, answer, err
 	}
-	conn, err := f.open(host, bulk)
+	conn, err := f.open(ctx, host, bulk)
 	if err != nil {
 		return nil, answer, err
 	}
@@ -126,8 +125,19 @@ func (f *Fleet) proved(host string, size int64) {
 	}
 }
 
-// open opens a stream to the node.
-func (f *Fleet) open(host string, bulk bool) (*yamux.Stream, error) {
+// open opens a stream to the node, here or by way of the server it is
+// connected to.
+func (f *Fleet) open(ctx context.Context, host string, bulk bool) (net.Conn, error) {
+	f.mu.Lock()
+	here := f.nodeLocked(host).control != nil
+	f.mu.Unlock()
+	if !here && f.d.Cluster != nil {
+		return f.openElsewhere(ctx, host, bulk)
+	}
+	return f.openHere(host, bulk)
+}
+
+func (f *Fleet) openHere(host string, bulk bool) (net.Conn, error) {
 	f.mu.Lock()
 	n := f.nodeLocked(host)
 	session := n.control

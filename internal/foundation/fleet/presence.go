@@ -33,6 +33,7 @@ type Node struct {
 	Version string
 	Trial   bool
 	Facts   []Fact // by name
+	Server  string // another one, to which it is connected
 }
 
 // Fact is one thing that a host said of itself, and when.
@@ -49,7 +50,9 @@ CREATE TABLE node_presence (
 	seen BIGINT NOT NULL,
 	hello TEXT NOT NULL,
 	facts TEXT NOT NULL
-)`}}
+)`},
+		{Name: "fleet-2-server", SQL: `ALTER TABLE node_presence ADD COLUMN server TEXT NOT NULL DEFAULT ''`},
+		{Name: "fleet-3-state", SQL: `ALTER TABLE node_presence ADD COLUMN state TEXT NOT NULL DEFAULT 'offline'`}}
 }
 
 // Node returns what is known of a host.
@@ -77,7 +80,7 @@ func (f *Fleet) seen(host string, size int64) {
 	changed := n.State != was
 	f.mu.Unlock()
 	if changed {
-		f.d.Changed(host)
+		f.save(host)
 	}
 }
 
@@ -86,14 +89,14 @@ func (f *Fleet) markStale() {
 	var changed []string
 	f.mu.Lock()
 	for host, n := range f.nodes {
-		if n.State == Online && time.Since(n.Seen) > staleAfter {
+		if n.control != nil && n.State == Online && time.Since(n.Seen) > staleAfter {
 			n.State = Stale
 			changed = append(changed, host)
 		}
 	}
 	f.mu.Unlock()
 	for _, host := range changed {
-		f.d.Changed(host)
+		f.save(host)
 	}
 }
 
@@ -130,6 +133,14 @@ func (f *Fleet) facts(_ context.Context, host string, data []byte) []byte {
 	return nil
 }
 
+// isHere says whether the node is connected to this server.
+func (f *Fleet) isHere(host string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, ok := f.nodes[host]
+	return ok && n.control != nil
+}
+
 // kept is a node's presence as it is kept over a restart.
 type kept struct {
 	Host  string `db:"host"`
@@ -139,16 +150,22 @@ type kept struct {
 }
 
 // save keeps a host's presence. It is an observation: losing it loses no
-// truth, so an error is only logged.
+// truth, so an error is only logged. What another server has written since it
+// took the node over stays.
 func (f *Fleet) save(host string) {
-	n := f.Node(host)
+	n, me, here := f.Node(host), "", f.isHere(host)
+	if f.d.Cluster != nil {
+		me = f.d.Cluster.ID
+	}
 	hello, _ := json.Marshal(wire.Hello{V: 1, Mode: n.Mode, Floor: n.Floor, Missing: n.Missing, Version: n.Version, Trial: n.Trial})
 	facts, _ := json.Marshal(n.Facts) // plain structs always marshal
 	ctx, cancel := context.WithTimeout(context.Background(), recordTime)
 	defer cancel()
 	err := f.d.Store.Observe(ctx, func(o *store.Obs) error {
-		_, err := o.Exec(`INSERT INTO node_presence (host, seen, hello, facts) VALUES ($1, $2, $3, $4)
-			ON CONFLICT (host) DO UPDATE SET seen = $2, hello = $3, facts = $4`, host, n.Seen.UnixMicro(), string(hello), string(facts))
+		_, err := o.Exec(`INSERT INTO node_presence (host, seen, hello, facts, server, state) VALUES ($1, $2, $3, $4, $5, $6)
+			ON CONFLICT (host) DO UPDATE SET seen = $2, hello = $3, facts = $4, server = $5, state = $6
+			WHERE $7 OR node_presence.server = $5 OR node_presence.server = ''`,
+			host, n.Seen.UnixMicro(), string(hello), string(facts), me, string(n.State), here)
 		return err
 	})
 	if err != nil {
@@ -166,12 +183,8 @@ func (f *Fleet) load(ctx context.Context) error {
 			return err
 		}
 		for _, r := range rows {
-			var hello wire.Hello
 			n := &node{Node: Node{Host: r.Host, State: Offline, Seen: time.UnixMicro(r.Seen)}}
-			if json.Unmarshal([]byte(r.Hello), &hello) == nil {
-				n.Mode, n.Floor, n.Missing, n.Version, n.Trial = hello.Mode, hello.Floor, hello.Missing, hello.Version, hello.Trial
-			}
-			_ = json.Unmarshal([]byte(r.Facts), &n.Facts) // facts come again by themselves
+			n.detail(r)
 			f.nodes[r.Host] = n
 		}
 		return nil

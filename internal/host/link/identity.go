@@ -40,6 +40,9 @@ type identity struct {
 	Addresses []string `json:"addresses"`
 	RootHash  string   `json:"root_hash"`
 	Bundle    []byte   `json:"bundle"`
+	// Servers is the newest list that the order key signed. From then on
+	// Addresses counts no more.
+	Servers *wire.Servers `json:"servers,omitempty"`
 
 	dir  string
 	cert tls.Certificate
@@ -147,7 +150,8 @@ func pool(b ledger.Bundle) (*x509.CertPool, error) {
 
 // dial makes the mTLS connection. The server is known by the installation's
 // CA alone, which the pinned root key vouches for.
-func (id *identity) dial(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error), address string) (net.Conn, error) {
+func (id *identity) dial(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error), at wire.ServerAt) (net.Conn, error) {
+	address := at.Address
 	id.mu.Lock()
 	bundle, cert := id.open, id.cert
 	id.mu.Unlock()
@@ -161,7 +165,7 @@ func (id *identity) dial(ctx context.Context, dial func(context.Context, string,
 	}
 	c := tls.Client(raw, &tls.Config{
 		MinVersion: tls.VersionTLS13, RootCAs: roots, ServerName: serverName, NextProtos: []string{wire.ALPN},
-		Certificates: []tls.Certificate{cert},
+		Certificates: []tls.Certificate{cert}, VerifyConnection: checkServer(at.ID),
 	})
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()

@@ -83,29 +83,33 @@ func Run(ctx context.Context, c Config) error {
 	}()
 	defer func() { <-entrance }()
 	backoff := firstBackoff
-	for i := 0; ; i++ {
-		address := id.Addresses[i%len(id.Addresses)]
+	var t tour
+	for {
+		at, lap := t.next(id.known())
+		if lap {
+			backoff = min(2*backoff, lastBackoff)
+		}
 		began := time.Now()
-		err := l.connect(ctx, address)
+		err := l.connect(ctx, at)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if time.Since(began) > settled {
 			backoff = firstBackoff
+			t.settle()
 		}
-		l.log.Warn("the connection to the server ended", "address", address, "error", err)
+		l.log.Warn("the connection to the server ended", "address", at.Address, "error", err)
 		// Full jitter: a thousand nodes must not come back in one instant.
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(firstBackoff/2 + rand.N(backoff)):
+		case <-time.After(firstBackoff/2 + rand.N(max(backoff, moveWithin))):
 		}
-		backoff = min(2*backoff, lastBackoff)
 	}
 }
 
 // connect serves one pair of connections until one of them ends.
-func (l *link) connect(ctx context.Context, address string) error {
+func (l *link) connect(ctx context.Context, at wire.ServerAt) error {
 	status, err := l.warden.Status(ctx)
 	if err != nil {
 		return err
@@ -114,12 +118,12 @@ func (l *link) connect(ctx context.Context, address string) error {
 		return fault.New(fault.Conflict, "cannot connect: the link is of host %s, the warden of %s", l.id.Host, status.Node).
 			WithHint("remove both folders and join again")
 	}
-	control, answer, err := l.open(ctx, address, wire.UseControl, status)
+	control, answer, err := l.open(ctx, at, wire.UseControl, status)
 	if err != nil {
 		return err
 	}
 	defer control.Close()
-	bulk, _, err := l.open(ctx, address, wire.UseBulk, status)
+	bulk, _, err := l.open(ctx, at, wire.UseBulk, status)
 	if err != nil {
 		return err
 	}
@@ -132,9 +136,9 @@ func (l *link) connect(ctx context.Context, address string) error {
 		return err
 	}
 	defer b.close()
-	l.log.Info("connected", "address", address)
+	l.log.Info("connected", "address", at.Address)
 	if l.c.Connected != nil {
-		l.c.Connected(address)
+		l.c.Connected(at.Address)
 	}
 	// Orders wait in the streams' queue until there is a lease to act on.
 	if err := b.lease(ctx); err != nil {
@@ -144,6 +148,7 @@ func (l *link) connect(ctx context.Context, address string) error {
 	g.Go(func() error { return b.facts(ctx) })
 	g.Go(func() error { return b.events(ctx) })
 	g.Go(func() error { return b.renewals(ctx) })
+	g.Go(func() error { return b.servers(ctx, at.ID) })
 	g.Go(func() error { return b.ended(ctx) })
 	g.Go(func() error { return l.sessions(ctx, control, b) })
 	g.Go(func() error { return l.sessions(ctx, bulk, b) })
@@ -151,11 +156,11 @@ func (l *link) connect(ctx context.Context, address string) error {
 }
 
 // open dials, says hello and starts yamux.
-func (l *link) open(ctx context.Context, address, use string, s warden.Status) (*yamux.Session, wire.HelloAnswer, error) {
+func (l *link) open(ctx context.Context, at wire.ServerAt, use string, s warden.Status) (*yamux.Session, wire.HelloAnswer, error) {
 	var answer wire.HelloAnswer
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
-	c, err := l.id.dial(ctx, l.c.Dial, address)
+	c, err := l.id.dial(ctx, l.c.Dial, at)
 	if err != nil {
 		return nil, answer, err
 	}
@@ -176,7 +181,7 @@ func (l *link) open(ctx context.Context, address, use string, s warden.Status) (
 	}
 	if err != nil {
 		c.Close()
-		return nil, answer, fault.Wrap(fault.Unavailable, err, "cannot connect to %s", address)
+		return nil, answer, fault.Wrap(fault.Unavailable, err, "cannot connect to %s", at.Address)
 	}
 	return y, answer, nil
 }

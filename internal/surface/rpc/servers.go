@@ -54,7 +54,7 @@ func (s servers) message(p peer.Server) *handrailv1.Server {
 	}
 	return &handrailv1.Server{
 		Id: p.ID, Name: p.Name, State: state, Address: p.Address, SshAddress: p.SSH, Version: p.Program, Self: p.Self,
-		Behind: uint64(max(s.d.Store.Size()-p.Size, 0)), Nodes: uint64(p.Nodes), Sessions: uint64(p.Sessions),
+		Behind: uint64(p.Behind), Nodes: uint64(p.Nodes), Sessions: uint64(p.Sessions),
 		Seen: stampTime(p.Seen), Added: stamp(p.Added), Approval: p.Approval,
 	}
 }
