@@ -142,6 +142,9 @@ func (d dialect) migrate(ctx context.Context, db *sql.DB, schema string, steps [
 		}
 	}
 	for name := range applied {
+		if err := refuseMoved(name); err != nil {
+			return err
+		}
 		return fault.New(fault.Conflict, "cannot use the database: a newer handrail wrote it (step %q)", name).WithHint("start the newer version again")
 	}
 	return asFault(tx.Commit(), "migrate the database")
