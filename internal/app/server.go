@@ -151,7 +151,7 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 		DSN: dsn, Origin: s.ring.Origin(), Signer: s.ring.Log(), Verifier: s.ring.LogVerifier(),
 		Seals: s.ring.Subjects(), Bootstrap: s.bootstrap.Active, Spool: s.p.server(), Epoch: bundle.Epoch,
 		Unspool: s.unspool,
-		Bundle:  func() []byte { return signed }, Migrations: migrations(), Observations: slices.Concat(fleet.Observations(), peer.Observations(), witness.Observations()),
+		Bundle:  func() []byte { return signed }, Migrations: migrations(), Observations: observations(),
 	})
 	if err != nil {
 		return err
@@ -174,6 +174,11 @@ func (s *Server) unspool(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
 		return entries, err
 	}
 	return r.Unspool(tx, e)
+}
+
+// observations is every feature's tables of what machines report.
+func observations() []store.ObservationMigration {
+	return slices.Concat(fleet.Observations(), peer.Observations(), witness.Observations())
 }
 
 // migrations is every feature's tables, in the order of the manual.
