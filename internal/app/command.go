@@ -54,6 +54,7 @@ func upCommand(version string) *cobra.Command {
 func publicFlags(cmd *cobra.Command, c *UpConfig) {
 	f := cmd.Flags()
 	f.StringVar(&c.Database, "database", "", "PostgreSQL URL (default: SQLite in the data folder)")
+	f.StringVar(&c.Route, "route-listen", "", "address for the other servers' messages, with PostgreSQL (default: beside the page, any free port)")
 	f.StringVar(&c.URL, "url", "", "address that people use for the page, if not the one listened on")
 	f.StringVar(&c.Cert, "cert", "", "certificate file for browsers (PEM; default: the installation's own authority)")
 	f.StringVar(&c.Key, "key", "", "key file of --cert (PEM)")
@@ -135,6 +136,7 @@ func serverRoleCommand(version string) *cobra.Command {
 	f.StringVar(&c.Data, "data", "", "folder of the data, as this process sees it")
 	f.StringVar(&c.Shown, "shown-data", "", "the same as people know it")
 	f.StringVar(&c.URL, "url", "", "address that people use for the page")
+	f.StringVar(&c.Route, "route-listen", "", "address for the other servers' messages")
 	f.StringVar(&c.Mode, "mode", "", "mode of this machine's sandbox")
 	f.StringArrayVar(&c.Missing, "missing", nil, "what that mode lacks")
 	f.IntVar(&c.Owner, "owner", os.Geteuid(), "account that owns the installation")

@@ -24,10 +24,11 @@ import (
 type sections struct {
 	OIDC      *oidc.Config        `toml:"oidc"`
 	Directory *directory.Settings `toml:"directory"`
+	NATS      *natsSection        `toml:"nats"`
 }
 
 // sectionNames are the tables that there are.
-var sectionNames = []string{"oidc", "directory"}
+var sectionNames = []string{"oidc", "directory", "nats"}
 
 // parseSections reads the tables. What it does not know is an error here too.
 func parseSections(text []byte) (sections, error) {
@@ -71,6 +72,9 @@ func readSections() (sections, error) {
 	}
 	if s.Directory != nil && err == nil {
 		err = completeDirectory(path, s.Directory)
+	}
+	if err == nil {
+		err = s.NATS.complete(path)
 	}
 	return s, err
 }
@@ -121,13 +125,14 @@ type handed struct {
 	OIDC       *oidc.Config        `json:"oidc,omitempty"`
 	OIDCSecret string              `json:"oidc_secret,omitempty"`
 	Directory  *directory.Settings `json:"directory,omitempty"` // with its password
+	NATS       *natsSection        `json:"nats,omitempty"`      // with its credentials
 }
 
 const sectionsEnv = "HANDRAIL_SECTIONS"
 
 // hand is what the supervisor puts into the environment of the server.
 func (s sections) hand() (string, error) {
-	h := handed{OIDC: s.OIDC, Directory: s.Directory}
+	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS}
 	if s.OIDC != nil {
 		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
 	}
@@ -146,5 +151,5 @@ func takeSections(text string) (sections, error) {
 	if h.OIDC != nil {
 		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
 	}
-	return sections{OIDC: h.OIDC, Directory: h.Directory}, nil
+	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS}, nil
 }

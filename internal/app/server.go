@@ -62,8 +62,7 @@ type ServerConfig struct {
 
 	sections sections // of the configuration file
 
-	Route   string        // where other servers reach the bus; "": beside the page, any free port
-	Outside fleet.Outside // a NATS cluster of somebody else's
+	Route string // where other servers reach the bus; "": beside the page, any free port
 
 	Given *tls.Certificate // for browsers; nil: our own authority's
 

@@ -105,7 +105,7 @@ func (s *Server) cluster(ctx context.Context) (*fleet.Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &fleet.Cluster{ID: s.id, Host: host, Port: port, Routes: others, Cert: cert, Outside: s.c.Outside}, nil
+	return &fleet.Cluster{ID: s.id, Host: host, Port: port, Routes: others, Cert: cert, Outside: s.c.sections.NATS.outside()}, nil
 }
 
 // routePort is where the bus listens for other servers: as configured, else

@@ -33,6 +33,7 @@ type UpConfig struct {
 	SSHListen string // "": loopback, the first free port from 7022
 	Database  string // "": SQLite in the data folder
 	URL       string // "": from Listen
+	Route     string // for the other servers' messages; "": beside the page
 	Cert, Key string // "": the installation's own authority; else PEM files for browsers
 	Demo      bool   // mark every page as a demo
 	// ServerOnly starts no node of this machine.
@@ -233,7 +234,7 @@ func (s *supervisor) mode() string { return s.at.Mode(s.report) }
 func (s *supervisor) serverRole() (role.Role, error) {
 	args := []string{
 		"server-role", "--data", s.at.Seen(s.at.Server), "--shown-data", s.at.Dir, "--owner", strconv.Itoa(os.Geteuid()),
-		"--mode", s.mode(), "--url", s.c.URL,
+		"--mode", s.mode(), "--url", s.c.URL, "--route-listen", s.c.Route,
 	}
 	for _, m := range s.report.Missing {
 		args = append(args, "--missing", m)

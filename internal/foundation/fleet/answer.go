@@ -42,6 +42,7 @@ func (f *Fleet) lease(ctx context.Context, host string, data []byte) []byte {
 
 func (f *Fleet) makeLease(ctx context.Context, ask wire.LeaseAsk) (wire.LeaseAnswer, error) {
 	answer := wire.LeaseAnswer{V: 1, Node: ask.Node, Nonce: ask.Nonce, ServerTime: time.Now().UnixMicro()}
+	f.longer(ctx, ask.Size)
 	tree, signed, err := f.d.Store.Head(ctx)
 	if err != nil {
 		return answer, err
@@ -67,11 +68,26 @@ func (f *Fleet) makeLease(ctx context.Context, ask wire.LeaseAsk) (wire.LeaseAns
 	return answer, nil
 }
 
+// longer hears that a node has seen so long a ledger. It may know from another
+// server what this one is about to learn.
+func (f *Fleet) longer(ctx context.Context, size int64) {
+	if f.d.Cluster == nil || size <= f.d.Store.Size() {
+		return
+	}
+	if err := f.d.Store.Refresh(ctx); err != nil {
+		f.d.Log.Warn("what other servers recorded cannot be read", "error", err)
+	}
+}
+
 // consistency proves one tree to extend another, both of the node's choosing.
 func (f *Fleet) consistency(ctx context.Context, host string, data []byte) []byte {
 	var ask wire.ConsistencyAsk
 	answer := wire.ConsistencyAnswer{V: 1}
-	if err := json.Unmarshal(data, &ask); err != nil || ask.Old <= 0 || ask.New < ask.Old {
+	err := json.Unmarshal(data, &ask)
+	if err == nil {
+		f.longer(ctx, ask.New)
+	}
+	if err != nil || ask.Old <= 0 || ask.New < ask.Old {
 		answer.Error = "cannot read the question"
 	} else if hashes, err := f.d.Store.Consistency(ctx, ask.Old, ask.New); err != nil {
 		answer.Error = err.Error()

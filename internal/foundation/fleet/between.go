@@ -5,8 +5,10 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
-	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,8 +27,8 @@ import (
 // Outside is a NATS cluster of somebody else's, attached by servers alone.
 type Outside struct {
 	URLs        []string
-	Credentials string // file
-	CA          string // file; "": the system's
+	Credentials []byte // a NATS credentials file; empty: none
+	CA          []byte // PEM; empty: the system's
 }
 
 const (
@@ -90,28 +92,17 @@ func (b *between) attach(ctx context.Context, o Outside) error {
 		nats.Name("handrail server " + b.f.d.Cluster.ID), nats.RetryOnFailedConnect(true), nats.MaxReconnects(-1),
 		nats.ReconnectWait(time.Second), nats.ReconnectJitter(time.Second, time.Second), nats.ReconnectBufSize(-1), nats.PingInterval(10 * time.Second),
 	}
-	for _, file := range []string{o.Credentials, o.CA} {
-		if file == "" {
-			continue
+	if len(o.Credentials) > 0 {
+		options = append(options, nats.UserCredentialBytes(o.Credentials))
+	}
+	if len(o.CA) > 0 {
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(o.CA) {
+			return fault.New(fault.Invalid, "cannot attach the NATS cluster: its authority is no PEM certificate")
 		}
-		if _, err := os.Stat(file); err != nil {
-			return fault.Wrap(fault.Invalid, err, "cannot attach the NATS cluster")
-		}
+		options = append(options, nats.Secure(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}))
 	}
-	if o.Credentials != "" {
-		options = append(options, nats.UserCredentials(o.Credentials))
-	}
-	if o.CA != "" {
-		options = append(options, nats.RootCAs(o.CA))
-	}
-	servers := ""
-	for i, u := range o.URLs {
-		if i > 0 {
-			servers += ","
-		}
-		servers += u
-	}
-	c, err := nats.Connect(servers, options...)
+	c, err := nats.Connect(strings.Join(o.URLs, ","), options...)
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "cannot attach the NATS cluster")
 	}
