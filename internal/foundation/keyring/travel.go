@@ -16,12 +16,15 @@ import (
 // key. The root key is not in the ring, so it cannot travel; data keys come by
 // the shelf.
 
-// travelling are the files that another server needs. replay.key is among them
-// only where it was not moved away.
+// travelling are the files that another server needs, mayMiss those that a ring
+// may lack: the replay key is kept apart by some, and a ring from before
+// vouchers has no authority for them.
 var travelling = []string{
 	fileOrigin, fileLog, fileOrder, fileCA, fileCACert, fileSSHUserCA, fileSSHHostCA, fileSSHHost,
-	fileMaster, fileReplay, fileReplayPub, fileBundle, fileRootHash,
+	fileVoucherCA, fileMaster, fileReplay, fileReplayPub, fileBundle, fileRootHash,
 }
+
+func mayMiss(name string) bool { return name == fileReplay || name == fileVoucherCA }
 
 const (
 	travelInfo = "handrail-ring-v1\n"
@@ -106,7 +109,7 @@ func (r *Ring) SealFor(public []byte, context string) ([]byte, error) {
 	}
 	p := parcel{V: 1, Files: map[string][]byte{}}
 	for _, name := range travelling {
-		if name == fileReplay && !d.has(name) {
+		if mayMiss(name) && !d.has(name) {
 			continue
 		}
 		if p.Files[name], err = d.read(name); err != nil {
@@ -185,7 +188,7 @@ func checkParcel(p parcel, rootHash string) error {
 	known := map[string]bool{}
 	for _, name := range travelling {
 		known[name] = true
-		if _, there := p.Files[name]; !there && name != fileReplay {
+		if _, there := p.Files[name]; !there && !mayMiss(name) {
 			return fault.New(fault.Invalid, "cannot use the keys: %s is missing", name)
 		}
 	}

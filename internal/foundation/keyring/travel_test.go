@@ -6,7 +6,9 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -87,6 +89,15 @@ func TestTheRootKeyDoesNotTravel(t *testing.T) {
 		t.Fatal(err)
 	}
 	secret = trimLine(secret)
+	files, err := os.ReadDir(ring.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if !f.IsDir() && !slices.Contains(travelling, f.Name()) {
+			t.Errorf("%s stays behind: another server has half a ring", f.Name())
+		}
+	}
 	for _, name := range travelling {
 		content, err := secureDir{ring.dir, d.owner}.read(name)
 		if err != nil {
