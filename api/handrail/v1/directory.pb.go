@@ -421,86 +421,6 @@ func (x *DirectoryOdd) GetWhy() string {
 	return ""
 }
 
-type LoginOfferRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LoginOfferRequest) Reset() {
-	*x = LoginOfferRequest{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LoginOfferRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LoginOfferRequest) ProtoMessage() {}
-
-func (x *LoginOfferRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LoginOfferRequest.ProtoReflect.Descriptor instead.
-func (*LoginOfferRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{5}
-}
-
-type LoginOfferResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Offered       bool                   `protobuf:"varint,1,opt,name=offered,proto3" json:"offered,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *LoginOfferResponse) Reset() {
-	*x = LoginOfferResponse{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[6]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *LoginOfferResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*LoginOfferResponse) ProtoMessage() {}
-
-func (x *LoginOfferResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[6]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use LoginOfferResponse.ProtoReflect.Descriptor instead.
-func (*LoginOfferResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{6}
-}
-
-func (x *LoginOfferResponse) GetOffered() bool {
-	if x != nil {
-		return x.Offered
-	}
-	return false
-}
-
 type DirectoryLoginRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -513,7 +433,7 @@ type DirectoryLoginRequest struct {
 
 func (x *DirectoryLoginRequest) Reset() {
 	*x = DirectoryLoginRequest{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[7]
+	mi := &file_handrail_v1_directory_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -525,7 +445,7 @@ func (x *DirectoryLoginRequest) String() string {
 func (*DirectoryLoginRequest) ProtoMessage() {}
 
 func (x *DirectoryLoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[7]
+	mi := &file_handrail_v1_directory_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -538,7 +458,7 @@ func (x *DirectoryLoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryLoginRequest.ProtoReflect.Descriptor instead.
 func (*DirectoryLoginRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{7}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DirectoryLoginRequest) GetName() string {
@@ -579,7 +499,7 @@ type RightsOfPersonRequest struct {
 
 func (x *RightsOfPersonRequest) Reset() {
 	*x = RightsOfPersonRequest{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[8]
+	mi := &file_handrail_v1_directory_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +511,7 @@ func (x *RightsOfPersonRequest) String() string {
 func (*RightsOfPersonRequest) ProtoMessage() {}
 
 func (x *RightsOfPersonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[8]
+	mi := &file_handrail_v1_directory_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +524,7 @@ func (x *RightsOfPersonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfPersonRequest.ProtoReflect.Descriptor instead.
 func (*RightsOfPersonRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{8}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RightsOfPersonRequest) GetPerson() string {
@@ -630,7 +550,7 @@ type RightsOfHostRequest struct {
 
 func (x *RightsOfHostRequest) Reset() {
 	*x = RightsOfHostRequest{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[9]
+	mi := &file_handrail_v1_directory_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +562,7 @@ func (x *RightsOfHostRequest) String() string {
 func (*RightsOfHostRequest) ProtoMessage() {}
 
 func (x *RightsOfHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[9]
+	mi := &file_handrail_v1_directory_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +575,7 @@ func (x *RightsOfHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfHostRequest.ProtoReflect.Descriptor instead.
 func (*RightsOfHostRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{9}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RightsOfHostRequest) GetHost() string {
@@ -680,7 +600,7 @@ type Right struct {
 
 func (x *Right) Reset() {
 	*x = Right{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[10]
+	mi := &file_handrail_v1_directory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +612,7 @@ func (x *Right) String() string {
 func (*Right) ProtoMessage() {}
 
 func (x *Right) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[10]
+	mi := &file_handrail_v1_directory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +625,7 @@ func (x *Right) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Right.ProtoReflect.Descriptor instead.
 func (*Right) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{10}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Right) GetLevel() string {
@@ -761,7 +681,7 @@ type GroupWay struct {
 
 func (x *GroupWay) Reset() {
 	*x = GroupWay{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[11]
+	mi := &file_handrail_v1_directory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -773,7 +693,7 @@ func (x *GroupWay) String() string {
 func (*GroupWay) ProtoMessage() {}
 
 func (x *GroupWay) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[11]
+	mi := &file_handrail_v1_directory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -786,7 +706,7 @@ func (x *GroupWay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupWay.ProtoReflect.Descriptor instead.
 func (*GroupWay) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{11}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *GroupWay) GetGroup() string {
@@ -817,7 +737,7 @@ type RightsOfPersonResponse struct {
 
 func (x *RightsOfPersonResponse) Reset() {
 	*x = RightsOfPersonResponse{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[12]
+	mi := &file_handrail_v1_directory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +749,7 @@ func (x *RightsOfPersonResponse) String() string {
 func (*RightsOfPersonResponse) ProtoMessage() {}
 
 func (x *RightsOfPersonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[12]
+	mi := &file_handrail_v1_directory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +762,7 @@ func (x *RightsOfPersonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfPersonResponse.ProtoReflect.Descriptor instead.
 func (*RightsOfPersonResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{12}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RightsOfPersonResponse) GetPerson() string {
@@ -898,7 +818,7 @@ type RightsOnHosts struct {
 
 func (x *RightsOnHosts) Reset() {
 	*x = RightsOnHosts{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[13]
+	mi := &file_handrail_v1_directory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -910,7 +830,7 @@ func (x *RightsOnHosts) String() string {
 func (*RightsOnHosts) ProtoMessage() {}
 
 func (x *RightsOnHosts) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[13]
+	mi := &file_handrail_v1_directory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -923,7 +843,7 @@ func (x *RightsOnHosts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOnHosts.ProtoReflect.Descriptor instead.
 func (*RightsOnHosts) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{13}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RightsOnHosts) GetHosts() []string {
@@ -953,7 +873,7 @@ type RightsOfHostResponse struct {
 
 func (x *RightsOfHostResponse) Reset() {
 	*x = RightsOfHostResponse{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[14]
+	mi := &file_handrail_v1_directory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +885,7 @@ func (x *RightsOfHostResponse) String() string {
 func (*RightsOfHostResponse) ProtoMessage() {}
 
 func (x *RightsOfHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[14]
+	mi := &file_handrail_v1_directory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +898,7 @@ func (x *RightsOfHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfHostResponse.ProtoReflect.Descriptor instead.
 func (*RightsOfHostResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{14}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RightsOfHostResponse) GetHost() string {
@@ -1027,7 +947,7 @@ type RightsOfPeople struct {
 
 func (x *RightsOfPeople) Reset() {
 	*x = RightsOfPeople{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[15]
+	mi := &file_handrail_v1_directory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +959,7 @@ func (x *RightsOfPeople) String() string {
 func (*RightsOfPeople) ProtoMessage() {}
 
 func (x *RightsOfPeople) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[15]
+	mi := &file_handrail_v1_directory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +972,7 @@ func (x *RightsOfPeople) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfPeople.ProtoReflect.Descriptor instead.
 func (*RightsOfPeople) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{15}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RightsOfPeople) GetPeople() []string {
@@ -1109,10 +1029,7 @@ const file_handrail_v1_directory_proto_rawDesc = "" +
 	"\fDirectoryOdd\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
-	"\x03why\x18\x03 \x01(\tR\x03why:\x04\xd8\xf3\x18\x02\"\x19\n" +
-	"\x11LoginOfferRequest:\x04\xd8\xf3\x18\x01\"4\n" +
-	"\x12LoginOfferResponse\x12\x18\n" +
-	"\aoffered\x18\x01 \x01(\bR\aoffered:\x04\xd8\xf3\x18\x01\"\x8d\x01\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why:\x04\xd8\xf3\x18\x02\"\x8d\x01\n" +
 	"\x15DirectoryLoginRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x1d\n" +
@@ -1153,13 +1070,11 @@ const file_handrail_v1_directory_proto_rawDesc = "" +
 	"\x06people\x18\x05 \x03(\v2\x1b.handrail.v1.RightsOfPeopleR\x06people:\x04\xd8\xf3\x18\x02\"Z\n" +
 	"\x0eRightsOfPeople\x12\x16\n" +
 	"\x06people\x18\x01 \x03(\tR\x06people\x12*\n" +
-	"\x06rights\x18\x02 \x03(\v2\x12.handrail.v1.RightR\x06rights:\x04\xd8\xf3\x18\x022\x89\x03\n" +
+	"\x06rights\x18\x02 \x03(\v2\x12.handrail.v1.RightR\x06rights:\x04\xd8\xf3\x18\x022\xb0\x02\n" +
 	"\vDirectories\x12h\n" +
 	"\x06Status\x12#.handrail.v1.DirectoryStatusRequest\x1a$.handrail.v1.DirectoryStatusResponse\"\x13\xca\xf3\x18\vpeople.list\xd0\xf3\x18\x03\x12c\n" +
 	"\x04Sync\x12!.handrail.v1.DirectorySyncRequest\x1a$.handrail.v1.DirectoryStatusResponse\"\x12\xca\xf3\x18\n" +
-	"people.add\xd0\xf3\x18\x03\x12W\n" +
-	"\n" +
-	"LoginOffer\x12\x1e.handrail.v1.LoginOfferRequest\x1a\x1f.handrail.v1.LoginOfferResponse\"\b\xca\xf3\x18\x00\xd0\xf3\x18\x04\x12R\n" +
+	"people.add\xd0\xf3\x18\x03\x12R\n" +
 	"\x05Login\x12\".handrail.v1.DirectoryLoginRequest\x1a\x1b.handrail.v1.RedeemResponse\"\b\xca\xf3\x18\x00\xd0\xf3\x18\x012\xda\x01\n" +
 	"\x06Rights\x12j\n" +
 	"\bOfPerson\x12\".handrail.v1.RightsOfPersonRequest\x1a#.handrail.v1.RightsOfPersonResponse\"\x15\xca\xf3\x18\rpolicies.list\xd0\xf3\x18\x03\x12d\n" +
@@ -1177,57 +1092,53 @@ func file_handrail_v1_directory_proto_rawDescGZIP() []byte {
 	return file_handrail_v1_directory_proto_rawDescData
 }
 
-var file_handrail_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_handrail_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_handrail_v1_directory_proto_goTypes = []any{
 	(*DirectoryStatusRequest)(nil),  // 0: handrail.v1.DirectoryStatusRequest
 	(*DirectorySyncRequest)(nil),    // 1: handrail.v1.DirectorySyncRequest
 	(*DirectoryStatusResponse)(nil), // 2: handrail.v1.DirectoryStatusResponse
 	(*DirectoryHeld)(nil),           // 3: handrail.v1.DirectoryHeld
 	(*DirectoryOdd)(nil),            // 4: handrail.v1.DirectoryOdd
-	(*LoginOfferRequest)(nil),       // 5: handrail.v1.LoginOfferRequest
-	(*LoginOfferResponse)(nil),      // 6: handrail.v1.LoginOfferResponse
-	(*DirectoryLoginRequest)(nil),   // 7: handrail.v1.DirectoryLoginRequest
-	(*RightsOfPersonRequest)(nil),   // 8: handrail.v1.RightsOfPersonRequest
-	(*RightsOfHostRequest)(nil),     // 9: handrail.v1.RightsOfHostRequest
-	(*Right)(nil),                   // 10: handrail.v1.Right
-	(*GroupWay)(nil),                // 11: handrail.v1.GroupWay
-	(*RightsOfPersonResponse)(nil),  // 12: handrail.v1.RightsOfPersonResponse
-	(*RightsOnHosts)(nil),           // 13: handrail.v1.RightsOnHosts
-	(*RightsOfHostResponse)(nil),    // 14: handrail.v1.RightsOfHostResponse
-	(*RightsOfPeople)(nil),          // 15: handrail.v1.RightsOfPeople
-	(*timestamppb.Timestamp)(nil),   // 16: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 17: google.protobuf.Duration
-	(*RedeemResponse)(nil),          // 18: handrail.v1.RedeemResponse
+	(*DirectoryLoginRequest)(nil),   // 5: handrail.v1.DirectoryLoginRequest
+	(*RightsOfPersonRequest)(nil),   // 6: handrail.v1.RightsOfPersonRequest
+	(*RightsOfHostRequest)(nil),     // 7: handrail.v1.RightsOfHostRequest
+	(*Right)(nil),                   // 8: handrail.v1.Right
+	(*GroupWay)(nil),                // 9: handrail.v1.GroupWay
+	(*RightsOfPersonResponse)(nil),  // 10: handrail.v1.RightsOfPersonResponse
+	(*RightsOnHosts)(nil),           // 11: handrail.v1.RightsOnHosts
+	(*RightsOfHostResponse)(nil),    // 12: handrail.v1.RightsOfHostResponse
+	(*RightsOfPeople)(nil),          // 13: handrail.v1.RightsOfPeople
+	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 15: google.protobuf.Duration
+	(*RedeemResponse)(nil),          // 16: handrail.v1.RedeemResponse
 }
 var file_handrail_v1_directory_proto_depIdxs = []int32{
-	16, // 0: handrail.v1.DirectoryStatusResponse.read:type_name -> google.protobuf.Timestamp
-	16, // 1: handrail.v1.DirectoryStatusResponse.confirmed:type_name -> google.protobuf.Timestamp
-	16, // 2: handrail.v1.DirectoryStatusResponse.seen:type_name -> google.protobuf.Timestamp
-	17, // 3: handrail.v1.DirectoryStatusResponse.stale_after:type_name -> google.protobuf.Duration
-	16, // 4: handrail.v1.DirectoryStatusResponse.failing_since:type_name -> google.protobuf.Timestamp
+	14, // 0: handrail.v1.DirectoryStatusResponse.read:type_name -> google.protobuf.Timestamp
+	14, // 1: handrail.v1.DirectoryStatusResponse.confirmed:type_name -> google.protobuf.Timestamp
+	14, // 2: handrail.v1.DirectoryStatusResponse.seen:type_name -> google.protobuf.Timestamp
+	15, // 3: handrail.v1.DirectoryStatusResponse.stale_after:type_name -> google.protobuf.Duration
+	14, // 4: handrail.v1.DirectoryStatusResponse.failing_since:type_name -> google.protobuf.Timestamp
 	3,  // 5: handrail.v1.DirectoryStatusResponse.held:type_name -> handrail.v1.DirectoryHeld
 	4,  // 6: handrail.v1.DirectoryStatusResponse.odd:type_name -> handrail.v1.DirectoryOdd
-	16, // 7: handrail.v1.DirectoryHeld.since:type_name -> google.protobuf.Timestamp
-	11, // 8: handrail.v1.Right.ways:type_name -> handrail.v1.GroupWay
-	11, // 9: handrail.v1.RightsOfPersonResponse.groups:type_name -> handrail.v1.GroupWay
-	13, // 10: handrail.v1.RightsOfPersonResponse.hosts:type_name -> handrail.v1.RightsOnHosts
-	10, // 11: handrail.v1.RightsOnHosts.rights:type_name -> handrail.v1.Right
-	15, // 12: handrail.v1.RightsOfHostResponse.people:type_name -> handrail.v1.RightsOfPeople
-	10, // 13: handrail.v1.RightsOfPeople.rights:type_name -> handrail.v1.Right
+	14, // 7: handrail.v1.DirectoryHeld.since:type_name -> google.protobuf.Timestamp
+	9,  // 8: handrail.v1.Right.ways:type_name -> handrail.v1.GroupWay
+	9,  // 9: handrail.v1.RightsOfPersonResponse.groups:type_name -> handrail.v1.GroupWay
+	11, // 10: handrail.v1.RightsOfPersonResponse.hosts:type_name -> handrail.v1.RightsOnHosts
+	8,  // 11: handrail.v1.RightsOnHosts.rights:type_name -> handrail.v1.Right
+	13, // 12: handrail.v1.RightsOfHostResponse.people:type_name -> handrail.v1.RightsOfPeople
+	8,  // 13: handrail.v1.RightsOfPeople.rights:type_name -> handrail.v1.Right
 	0,  // 14: handrail.v1.Directories.Status:input_type -> handrail.v1.DirectoryStatusRequest
 	1,  // 15: handrail.v1.Directories.Sync:input_type -> handrail.v1.DirectorySyncRequest
-	5,  // 16: handrail.v1.Directories.LoginOffer:input_type -> handrail.v1.LoginOfferRequest
-	7,  // 17: handrail.v1.Directories.Login:input_type -> handrail.v1.DirectoryLoginRequest
-	8,  // 18: handrail.v1.Rights.OfPerson:input_type -> handrail.v1.RightsOfPersonRequest
-	9,  // 19: handrail.v1.Rights.OfHost:input_type -> handrail.v1.RightsOfHostRequest
-	2,  // 20: handrail.v1.Directories.Status:output_type -> handrail.v1.DirectoryStatusResponse
-	2,  // 21: handrail.v1.Directories.Sync:output_type -> handrail.v1.DirectoryStatusResponse
-	6,  // 22: handrail.v1.Directories.LoginOffer:output_type -> handrail.v1.LoginOfferResponse
-	18, // 23: handrail.v1.Directories.Login:output_type -> handrail.v1.RedeemResponse
-	12, // 24: handrail.v1.Rights.OfPerson:output_type -> handrail.v1.RightsOfPersonResponse
-	14, // 25: handrail.v1.Rights.OfHost:output_type -> handrail.v1.RightsOfHostResponse
-	20, // [20:26] is the sub-list for method output_type
-	14, // [14:20] is the sub-list for method input_type
+	5,  // 16: handrail.v1.Directories.Login:input_type -> handrail.v1.DirectoryLoginRequest
+	6,  // 17: handrail.v1.Rights.OfPerson:input_type -> handrail.v1.RightsOfPersonRequest
+	7,  // 18: handrail.v1.Rights.OfHost:input_type -> handrail.v1.RightsOfHostRequest
+	2,  // 19: handrail.v1.Directories.Status:output_type -> handrail.v1.DirectoryStatusResponse
+	2,  // 20: handrail.v1.Directories.Sync:output_type -> handrail.v1.DirectoryStatusResponse
+	16, // 21: handrail.v1.Directories.Login:output_type -> handrail.v1.RedeemResponse
+	10, // 22: handrail.v1.Rights.OfPerson:output_type -> handrail.v1.RightsOfPersonResponse
+	12, // 23: handrail.v1.Rights.OfHost:output_type -> handrail.v1.RightsOfHostResponse
+	19, // [19:24] is the sub-list for method output_type
+	14, // [14:19] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -1246,7 +1157,7 @@ func file_handrail_v1_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_handrail_v1_directory_proto_rawDesc), len(file_handrail_v1_directory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

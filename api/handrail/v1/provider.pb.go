@@ -115,6 +115,7 @@ type OfferResponse struct {
 	Offered       bool                   `protobuf:"varint,1,opt,name=offered,proto3" json:"offered,omitempty"`
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	DeviceCode    bool                   `protobuf:"varint,3,opt,name=device_code,json=deviceCode,proto3" json:"device_code,omitempty"`
+	Password      bool                   `protobuf:"varint,4,opt,name=password,proto3" json:"password,omitempty"` // the password that the company's directory knows (Directories.Login)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -166,6 +167,13 @@ func (x *OfferResponse) GetName() string {
 func (x *OfferResponse) GetDeviceCode() bool {
 	if x != nil {
 		return x.DeviceCode
+	}
+	return false
+}
+
+func (x *OfferResponse) GetPassword() bool {
+	if x != nil {
+		return x.Password
 	}
 	return false
 }
@@ -627,12 +635,13 @@ var File_handrail_v1_provider_proto protoreflect.FileDescriptor
 const file_handrail_v1_provider_proto_rawDesc = "" +
 	"\n" +
 	"\x1ahandrail/v1/provider.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18handrail/v1/logins.proto\x1a\x19handrail/v1/options.proto\"\x14\n" +
-	"\fOfferRequest:\x04\xd8\xf3\x18\x01\"d\n" +
+	"\fOfferRequest:\x04\xd8\xf3\x18\x01\"\x80\x01\n" +
 	"\rOfferResponse\x12\x18\n" +
 	"\aoffered\x18\x01 \x01(\bR\aoffered\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1f\n" +
 	"\vdevice_code\x18\x03 \x01(\bR\n" +
-	"deviceCode:\x04\xd8\xf3\x18\x01\"{\n" +
+	"deviceCode\x12\x1a\n" +
+	"\bpassword\x18\x04 \x01(\bR\bpassword:\x04\xd8\xf3\x18\x01\"{\n" +
 	"\x14ProviderBeginRequest\x12\"\n" +
 	"\x03way\x18\x01 \x01(\x0e2\x10.handrail.v1.WayR\x03way\x12\x1a\n" +
 	"\bredirect\x18\x02 \x01(\tR\bredirect\x12\x1d\n" +

@@ -47,10 +47,6 @@ func directoryStatus(st directory.Status) *handrailv1.DirectoryStatusResponse {
 	}
 }
 
-func (s directories) LoginOffer(context.Context, *handrailv1.LoginOfferRequest) (*handrailv1.LoginOfferResponse, error) {
-	return &handrailv1.LoginOfferResponse{Offered: s.d.Directory.OffersLogin()}, nil
-}
-
 // Login is that of somebody whose password the directory knows. They are known
 // to identity by the entry's lasting id, as somebody whom a provider vouches for.
 func (s directories) Login(ctx context.Context, r *handrailv1.DirectoryLoginRequest) (*handrailv1.RedeemResponse, error) {

@@ -14,10 +14,10 @@ type provider struct{ d *Deps }
 
 func (s provider) Offer(context.Context, *handrailv1.OfferRequest) (*handrailv1.OfferResponse, error) {
 	if s.d.Provider == nil {
-		return &handrailv1.OfferResponse{}, nil
+		return &handrailv1.OfferResponse{Password: s.d.Directory.OffersLogin()}, nil
 	}
 	c := s.d.Provider.Config()
-	return &handrailv1.OfferResponse{Offered: true, Name: c.Name, DeviceCode: c.DeviceCode}, nil
+	return &handrailv1.OfferResponse{Offered: true, Name: c.Name, DeviceCode: c.DeviceCode, Password: s.d.Directory.OffersLogin()}, nil
 }
 
 func (s provider) offered() error {

@@ -24,7 +24,8 @@ func (s *site) showPeople(v *visit) error {
 		return err
 	}
 	f := v.frame("People", "people")
-	return v.show(f, peoplePage(f, got.People))
+	shown, x := s.peopleView(v, got.People)
+	return v.show(f, peoplePage(f, shown, x))
 }
 
 // newLink is what the page that shows a login link once shows.

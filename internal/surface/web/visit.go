@@ -201,6 +201,7 @@ var doneWords = map[string]string{
 	"bootstrap":  "Bootstrap is over, for good.",
 	"broken":     "Break-glass is in force. Everybody sees it, and a review is owed.",
 	"confirmed":  "Confirmed. Your terminal goes on now.",
+	"synced":     "Read. What the directory says now holds here.",
 	"applied":    "In force.",
 	"loggedout":  "Logged out.",
 	"host-asked": "Asked. A second person must approve the host's new settings.",

@@ -52,6 +52,8 @@ type site struct {
 
 	logins    handrailv1connect.LoginsClient
 	provider  handrailv1connect.ProviderClient
+	directory handrailv1connect.DirectoriesClient
+	rights    handrailv1connect.RightsClient
 	hosts     handrailv1connect.HostsClient
 	sessions  handrailv1connect.SessionsClient
 	grants    handrailv1connect.GrantsClient
@@ -82,6 +84,8 @@ func New(d Deps) http.Handler {
 	with := connect.WithInterceptors(carrier{})
 	s.logins = handrailv1connect.NewLoginsClient(client, base, with)
 	s.provider = handrailv1connect.NewProviderClient(client, base, with)
+	s.directory = handrailv1connect.NewDirectoriesClient(client, base, with)
+	s.rights = handrailv1connect.NewRightsClient(client, base, with)
 	s.hosts = handrailv1connect.NewHostsClient(client, base, with)
 	s.sessions = handrailv1connect.NewSessionsClient(client, base, with)
 	s.grants = handrailv1connect.NewGrantsClient(client, base, with)
@@ -120,6 +124,7 @@ func (s *site) routes() *http.ServeMux {
 	s.routeSessions(mux)
 	s.routeApprovals(mux)
 	s.routePeople(mux)
+	s.routeDirectory(mux)
 	s.routeRecords(mux)
 	mux.HandleFunc("/", s.page(s.notFound))
 	return mux

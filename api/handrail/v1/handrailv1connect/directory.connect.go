@@ -41,8 +41,6 @@ const (
 	DirectoriesStatusProcedure = "/handrail.v1.Directories/Status"
 	// DirectoriesSyncProcedure is the fully-qualified name of the Directories's Sync RPC.
 	DirectoriesSyncProcedure = "/handrail.v1.Directories/Sync"
-	// DirectoriesLoginOfferProcedure is the fully-qualified name of the Directories's LoginOffer RPC.
-	DirectoriesLoginOfferProcedure = "/handrail.v1.Directories/LoginOffer"
 	// DirectoriesLoginProcedure is the fully-qualified name of the Directories's Login RPC.
 	DirectoriesLoginProcedure = "/handrail.v1.Directories/Login"
 	// RightsOfPersonProcedure is the fully-qualified name of the Rights's OfPerson RPC.
@@ -58,8 +56,6 @@ type DirectoriesClient interface {
 	// Sync reads the directory anew and waits for it; what somebody denied is
 	// asked for once more.
 	Sync(context.Context, *v1.DirectorySyncRequest) (*v1.DirectoryStatusResponse, error)
-	// LoginOffer says whether people log in with the directory's password.
-	LoginOffer(context.Context, *v1.LoginOfferRequest) (*v1.LoginOfferResponse, error)
 	// Login logs in with the password that the directory knows.
 	Login(context.Context, *v1.DirectoryLoginRequest) (*v1.RedeemResponse, error)
 }
@@ -87,12 +83,6 @@ func NewDirectoriesClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(directoriesMethods.ByName("Sync")),
 			connect.WithClientOptions(opts...),
 		),
-		loginOffer: connect.NewClient[v1.LoginOfferRequest, v1.LoginOfferResponse](
-			httpClient,
-			baseURL+DirectoriesLoginOfferProcedure,
-			connect.WithSchema(directoriesMethods.ByName("LoginOffer")),
-			connect.WithClientOptions(opts...),
-		),
 		login: connect.NewClient[v1.DirectoryLoginRequest, v1.RedeemResponse](
 			httpClient,
 			baseURL+DirectoriesLoginProcedure,
@@ -104,10 +94,9 @@ func NewDirectoriesClient(httpClient connect.HTTPClient, baseURL string, opts ..
 
 // directoriesClient implements DirectoriesClient.
 type directoriesClient struct {
-	status     *connect.Client[v1.DirectoryStatusRequest, v1.DirectoryStatusResponse]
-	sync       *connect.Client[v1.DirectorySyncRequest, v1.DirectoryStatusResponse]
-	loginOffer *connect.Client[v1.LoginOfferRequest, v1.LoginOfferResponse]
-	login      *connect.Client[v1.DirectoryLoginRequest, v1.RedeemResponse]
+	status *connect.Client[v1.DirectoryStatusRequest, v1.DirectoryStatusResponse]
+	sync   *connect.Client[v1.DirectorySyncRequest, v1.DirectoryStatusResponse]
+	login  *connect.Client[v1.DirectoryLoginRequest, v1.RedeemResponse]
 }
 
 // Status calls handrail.v1.Directories.Status.
@@ -122,15 +111,6 @@ func (c *directoriesClient) Status(ctx context.Context, req *v1.DirectoryStatusR
 // Sync calls handrail.v1.Directories.Sync.
 func (c *directoriesClient) Sync(ctx context.Context, req *v1.DirectorySyncRequest) (*v1.DirectoryStatusResponse, error) {
 	response, err := c.sync.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// LoginOffer calls handrail.v1.Directories.LoginOffer.
-func (c *directoriesClient) LoginOffer(ctx context.Context, req *v1.LoginOfferRequest) (*v1.LoginOfferResponse, error) {
-	response, err := c.loginOffer.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -153,8 +133,6 @@ type DirectoriesHandler interface {
 	// Sync reads the directory anew and waits for it; what somebody denied is
 	// asked for once more.
 	Sync(context.Context, *v1.DirectorySyncRequest) (*v1.DirectoryStatusResponse, error)
-	// LoginOffer says whether people log in with the directory's password.
-	LoginOffer(context.Context, *v1.LoginOfferRequest) (*v1.LoginOfferResponse, error)
 	// Login logs in with the password that the directory knows.
 	Login(context.Context, *v1.DirectoryLoginRequest) (*v1.RedeemResponse, error)
 }
@@ -178,12 +156,6 @@ func NewDirectoriesHandler(svc DirectoriesHandler, opts ...connect.HandlerOption
 		connect.WithSchema(directoriesMethods.ByName("Sync")),
 		connect.WithHandlerOptions(opts...),
 	)
-	directoriesLoginOfferHandler := connect.NewUnaryHandlerSimple(
-		DirectoriesLoginOfferProcedure,
-		svc.LoginOffer,
-		connect.WithSchema(directoriesMethods.ByName("LoginOffer")),
-		connect.WithHandlerOptions(opts...),
-	)
 	directoriesLoginHandler := connect.NewUnaryHandlerSimple(
 		DirectoriesLoginProcedure,
 		svc.Login,
@@ -196,8 +168,6 @@ func NewDirectoriesHandler(svc DirectoriesHandler, opts ...connect.HandlerOption
 			directoriesStatusHandler.ServeHTTP(w, r)
 		case DirectoriesSyncProcedure:
 			directoriesSyncHandler.ServeHTTP(w, r)
-		case DirectoriesLoginOfferProcedure:
-			directoriesLoginOfferHandler.ServeHTTP(w, r)
 		case DirectoriesLoginProcedure:
 			directoriesLoginHandler.ServeHTTP(w, r)
 		default:
@@ -215,10 +185,6 @@ func (UnimplementedDirectoriesHandler) Status(context.Context, *v1.DirectoryStat
 
 func (UnimplementedDirectoriesHandler) Sync(context.Context, *v1.DirectorySyncRequest) (*v1.DirectoryStatusResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.Directories.Sync is not implemented"))
-}
-
-func (UnimplementedDirectoriesHandler) LoginOffer(context.Context, *v1.LoginOfferRequest) (*v1.LoginOfferResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.Directories.LoginOffer is not implemented"))
 }
 
 func (UnimplementedDirectoriesHandler) Login(context.Context, *v1.DirectoryLoginRequest) (*v1.RedeemResponse, error) {
