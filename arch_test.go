@@ -110,7 +110,7 @@ func covered(dep string, prefixes []string) bool {
 // other.
 var order = [][]string{
 	{"fault"},
-	{"when", "crowd"},
+	{"when", "crowd", "shamir"},
 	{"ledger"},
 	{"wire"},
 	{"keyring"},
@@ -150,6 +150,7 @@ func TestFoundationIsOrdered(t *testing.T) {
 var edges = map[string][]string{
 	"sshgate": {"session"},
 	"session": {"recording", "access"},
+	"voucher": {"session", "recording", "access"},
 	"fix":     {"inventory"},
 	"change":  {"inventory"},
 }
@@ -178,6 +179,7 @@ var fences = []struct{ what, who string }{
 	{"github.com/coreos/go-oidc", "internal/foundation/oidc"},
 	{"golang.org/x/oauth2", "internal/foundation/oidc"},
 	{"github.com/a-h/templ", "internal/surface/web"},
+	{"filippo.io/age", "internal/app"},
 	{"github.com/go-ldap/", "internal/foundation/directory"},
 	{"os/exec", "internal/host internal/surface/cli internal/app"},
 	{"golang.org/x/sys/unix", "internal/host internal/app"},

@@ -30,7 +30,8 @@ const usage = `handrail-node: reach this host through handrail
   handrail-node join --token-file F     join an installation (token from F, else from stdin)
   handrail-node run                     serve, after a join; as root, else as a trial in a user namespace
 
-Options: --data DIR (default /var/lib/handrail for root), --hostname NAME (join), --server HOST:PORT (join, repeatable)
+Options: --data DIR (default /var/lib/handrail for root), --hostname NAME (join), --server HOST:PORT (join, repeatable),
+  --entrance ADDR:PORT (run; where people with vouchers come in while no server answers; default :7322, or none)
 `
 
 func main() {
@@ -51,8 +52,8 @@ func main() {
 
 // options are the flags of join and run.
 type options struct {
-	data, hostname, tokenFile string
-	servers                   []string
+	data, hostname, tokenFile, entrance string
+	servers                             []string
 }
 
 func parse(name string, args []string) (options, error) {
@@ -61,6 +62,7 @@ func parse(name string, args []string) (options, error) {
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&o.data, "data", "", "")
 	fs.StringVar(&o.hostname, "hostname", "", "")
+	fs.StringVar(&o.entrance, "entrance", "", "")
 	fs.StringVar(&o.tokenFile, "token-file", "", "")
 	fs.Func("server", "", func(s string) error { o.servers = append(o.servers, s); return nil })
 	if err := fs.Parse(args); err != nil {
@@ -100,7 +102,11 @@ func run(ctx context.Context, args []string) error {
 	case "join":
 		return join(ctx, o)
 	case "run":
-		return role.RunNode(ctx, o.data, version(), os.Stderr, log)
+		at, err := role.EntranceAt(o.entrance)
+		if err != nil {
+			return err
+		}
+		return role.RunNode(ctx, o.data, at, version(), os.Stderr, log)
 	}
 	return fault.New(fault.Invalid, "cannot do %q", args[0]).WithHint("handrail-node help")
 }

@@ -46,6 +46,7 @@ func upCommand(version string) *cobra.Command {
 	cmd.Flags().StringVar(&c.Data, "data", "", "folder for all data (default /var/lib/handrail as root, else below your home)")
 	cmd.Flags().StringVar(&c.Listen, "listen", "", "address of page, API and nodes (default 127.0.0.1:7080 or the next free port)")
 	cmd.Flags().StringVar(&c.SSHListen, "ssh-listen", "", "address of the SSH gateway (default 127.0.0.1:7022 or the next free port)")
+	entranceFlag(cmd, &c.Entrance, "loopback"+role.DefaultEntrance)
 	publicFlags(cmd, &c)
 	return cmd
 }
@@ -287,7 +288,7 @@ func (l onlyLine) Read(p []byte) (int, error) {
 }
 
 func nodeCommand(version string) *cobra.Command {
-	var data string
+	var data, entrance string
 	cmd := &cobra.Command{
 		Use:   "node",
 		Short: "Run this machine's node, after join",
@@ -299,9 +300,14 @@ func nodeCommand(version string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return role.RunNode(cmd.Context(), dir, version, cmd.ErrOrStderr(), logger())
+			at, err := role.EntranceAt(entrance)
+			if err != nil {
+				return err
+			}
+			return role.RunNode(cmd.Context(), dir, at, version, cmd.ErrOrStderr(), logger())
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", "", "folder of the node's data")
+	entranceFlag(cmd, &entrance, role.DefaultEntrance)
 	return cmd
 }

@@ -27,7 +27,7 @@ import (
 
 // settingNames are what may be configured, in the order they are explained.
 // Each is a flag of `handrail up` too.
-var settingNames = []string{"data", "listen", "ssh-listen", "url", "cert", "key", "database", "route-listen"}
+var settingNames = []string{"data", "listen", "ssh-listen", "url", "cert", "key", "database", "route-listen", "entrance"}
 
 // maxConfig bounds the file.
 const maxConfig = 64 << 10

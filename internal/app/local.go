@@ -30,6 +30,7 @@ type localDoor struct {
 	login     func(ctx context.Context) (localAnswer, error)
 	verify    func(ctx context.Context) (localAnswer, error)
 	join      func(ctx context.Context, hostname, mode string, trial bool) (localAnswer, error)
+	trust     func(bundle []byte) (localAnswer, error) // nil: what to sign; else the bundle that was signed
 }
 
 // localAnswer is what the control socket says.
@@ -39,15 +40,19 @@ type localAnswer struct {
 	// Damage says why the ledger accepts no new entry.
 	Damage string          `json:"damage,omitempty"`
 	Report json.RawMessage `json:"report,omitempty"` // a VerifyResponse
-	Kind   string          `json:"kind,omitempty"`   // of a fault
-	Text   string          `json:"text,omitempty"`
-	Hint   string          `json:"hint,omitempty"`
+	// Bundle is the trust bundle in force, Voucher the authority to add to it.
+	Bundle  []byte `json:"bundle,omitempty"`
+	Voucher string `json:"voucher,omitempty"`
+	Kind    string `json:"kind,omitempty"` // of a fault
+	Text    string `json:"text,omitempty"`
+	Hint    string `json:"hint,omitempty"`
 }
 
 type localQuestion struct {
 	Hostname string `json:"hostname,omitempty"`
 	Mode     string `json:"mode,omitempty"`
 	Trial    bool   `json:"trial,omitempty"`
+	Bundle   []byte `json:"bundle,omitempty"`
 }
 
 type peerKey struct{}
@@ -84,6 +89,9 @@ func (d *localDoor) serve(ctx context.Context, l net.Listener) error {
 			return d.join(r.Context(), q.Hostname, q.Mode, q.Trial)
 		})
 	})
+	mux.HandleFunc("POST /trust", func(w http.ResponseWriter, r *http.Request) {
+		d.answer(w, r, func(q localQuestion) (localAnswer, error) { return d.trust(q.Bundle) })
+	})
 	srv := &http.Server{
 		Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 20 * time.Second, MaxHeaderBytes: 4096,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -113,7 +121,7 @@ func (d *localDoor) answer(w http.ResponseWriter, r *http.Request, do func(local
 			WithHint("ask the owner for `handrail login-link`, or run this with sudo")
 	} else {
 		var q localQuestion
-		if e := json.NewDecoder(io.LimitReader(r.Body, 4096)).Decode(&q); e != nil && !errors.Is(e, io.EOF) {
+		if e := json.NewDecoder(io.LimitReader(r.Body, 512<<10)).Decode(&q); e != nil && !errors.Is(e, io.EOF) {
 			err = fault.Wrap(fault.Invalid, e, "cannot read the question")
 		} else {
 			out, err = do(q)

@@ -28,6 +28,7 @@ import (
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/sshgate"
+	"handrail.dev/handrail/internal/feature/voucher"
 	"handrail.dev/handrail/internal/feature/witness"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/directory"
@@ -94,6 +95,7 @@ type Server struct {
 	agentless  *agentless.Reach
 	roster     *roster.Roster
 	locks      atomic.Pointer[roster.Roster] // the same, once it is there: the spool may ask before
+	vouchers   atomic.Pointer[voucher.Vouchers]
 	notices    *notice.Hub
 	peers      *peer.Peers
 	id, route  string // of this server, and of its bus; empty over SQLite, where it is the only one
@@ -113,7 +115,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data), peerConns: newQueue(c.Listener.Addr())}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openInspections, s.openPeers, s.openDirectory, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -184,7 +186,7 @@ func observations() []store.ObservationMigration {
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
 		identity.Schema(), directory.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
-		witness.Schema(), inspect.Schema(),
+		witness.Schema(), inspect.Schema(), voucher.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -196,7 +198,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(), agentless.Actions(), inspect.Actions(),
+		witness.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(),
 	} {
 		all = append(all, actions...)
 	}
@@ -245,7 +247,7 @@ func (s *Server) openFleet(ctx context.Context) (err error) {
 				return err
 			})
 		},
-		Became: s.hostBecame, Cosigned: s.cosigned,
+		Became: s.hostBecame, Cosigned: s.cosigned, Up: s.voucherAnswers(), Revoked: s.revokedVouchers,
 		Ordered: func(ctx context.Context, host, id string) (bool, error) {
 			i, err := s.sessions.Get(ctx, id)
 			if fault.KindOf(err) == fault.NotFound {
@@ -323,7 +325,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Provider: s.provider, Directory: s.directory, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
-		Info: s.info, Now: time.Now, Log: s.c.Log,
+		Vouchers: s.vouchers.Load, Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	api := s.toHomes(s.peerAPI)
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
@@ -551,7 +553,7 @@ func (s *Server) local() *localDoor {
 			token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
 			return localAnswer{Token: token.String(), Link: s.url() + "/login?t=" + secret}, nil
 		},
-		join: s.joinLocal,
+		join: s.joinLocal, trust: s.trustLocal,
 	}
 }
 

@@ -34,6 +34,7 @@ type UpConfig struct {
 	Database  string // "": SQLite in the data folder
 	URL       string // "": from Listen
 	Route     string // for the other servers' messages; "": beside the page
+	Entrance  string // "": loopback; where people with vouchers come in while no server answers
 	Cert, Key string // "": the installation's own authority; else PEM files for browsers
 	Demo      bool   // mark every page as a demo
 	// ServerOnly starts no node of this machine.
@@ -209,7 +210,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		if err := s.joinSelf(ctx); err != nil {
 			return err
 		}
-		if s.madeAccount, err = node.StartNode(ctx, s.report); err != nil {
+		if s.madeAccount, err = node.StartNode(ctx, s.report, s.entrance()); err != nil {
 			return err
 		}
 	}

@@ -399,3 +399,26 @@ func (c *Recorder) retire() {
 	}
 	c.bulk = nil
 }
+
+// WriteAt records an event of a session that is over, at the time that its host
+// noted. Its order is that of the calls.
+func (c *Recorder) WriteAt(at time.Duration, kind Kind, data []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken != nil {
+		return c.broken
+	}
+	if b := c.bulk[kind]; b != nil {
+		if data = b.take(data, c.r.bounds); len(data) == 0 {
+			return nil
+		}
+	}
+	for len(data) > 0 {
+		part := data[:min(len(data), maxEvent)]
+		if err := c.put(Event{Offset: max(at, 0), Kind: kind, Data: part}); err != nil {
+			return err
+		}
+		data = data[len(part):]
+	}
+	return nil
+}

@@ -62,6 +62,11 @@ func (f *Fleet) makeLease(ctx context.Context, ask wire.LeaseAsk) (wire.LeaseAns
 		return answer, err
 	}
 	answer.LockEpoch, answer.PolicyEpoch, answer.PersonEpochs = epochs.Lock, epochs.Policy, epochs.Person
+	if ask.Vouchers && f.d.Revoked != nil {
+		if answer.VoucherRevoked, err = f.d.Revoked(ctx); err != nil {
+			return answer, err
+		}
+	}
 	if bundle, signed := f.d.Ring.Bundle(); bundle.Version > ask.BundleVersion {
 		answer.Bundle = signed
 	}

@@ -11,6 +11,7 @@ package fleet
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -61,6 +62,10 @@ type Deps struct {
 	// Cosigned waits for a checkpoint of at least that size that outside
 	// witnesses cosigned, for hosts that demand it; nil is none.
 	Cosigned func(ctx context.Context, size int64) (tlog.Tree, []byte, error)
+	// Up answers what a node asks by further names, nil is no answer.
+	Up map[string]func(ctx context.Context, host string, data []byte) []byte
+	// Revoked are the vouchers that are void before their time; nil is none.
+	Revoked func(ctx context.Context) ([]uint64, error)
 	// Changed is called after a host's presence or facts changed.
 	Changed func(host string)
 	// Cluster makes this server one of several; nil is one alone.
@@ -111,7 +116,7 @@ func New(ctx context.Context, d Deps) (*Fleet, error) {
 // Run answers nodes until ctx ends.
 func (f *Fleet) Run(ctx context.Context) error {
 	defer f.bus.close()
-	for name, answer := range map[string]func(context.Context, string, []byte) []byte{
+	answers := map[string]func(context.Context, string, []byte) []byte{
 		wire.UpLease:       f.lease,
 		wire.UpConsistency: f.consistency,
 		wire.UpBundle:      f.bundle,
@@ -119,7 +124,9 @@ func (f *Fleet) Run(ctx context.Context) error {
 		wire.UpEvent:       f.event,
 		wire.UpRenew:       f.renew,
 		wire.UpServers:     f.servers,
-	} {
+	}
+	maps.Copy(answers, f.d.Up)
+	for name, answer := range answers {
 		pace := func(host string) (time.Duration, bool) { return f.pace(host, name) }
 		if err := f.bus.serve(ctx, wire.UpWildcard(name), pace, answer); err != nil {
 			return err

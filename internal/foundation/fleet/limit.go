@@ -56,6 +56,8 @@ var rates = map[string]rate{
 	wire.UpEvent:       {5 * time.Millisecond, 200},
 	wire.UpRenew:       {time.Minute, 3},
 	wire.UpServers:     {time.Second, 10},
+	wire.UpEntrance:    {time.Minute, 5},
+	wire.UpJournal:     {20 * time.Millisecond, 100},
 	connecting:         {500 * time.Millisecond, 20},
 }
 

@@ -124,6 +124,20 @@ func (d secureDir) create(name string, content []byte, mode fs.FileMode) error {
 	return d.sync()
 }
 
+// replace puts a file in the place of another: a crash leaves one of them.
+func (d secureDir) replace(name string, content []byte) error {
+	tmp := filepath.Join(d.path, "."+name+"."+randomName())
+	defer os.Remove(tmp)
+	err := writeSynced(tmp, content, 0o600)
+	if err == nil {
+		err = os.Rename(tmp, filepath.Join(d.path, name))
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot write %s", filepath.Join(d.path, name))
+	}
+	return d.sync()
+}
+
 func (d secureDir) remove(name string) error {
 	if err := os.Remove(filepath.Join(d.path, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fault.Wrap(fault.Unavailable, err, "cannot remove a file of the key ring")

@@ -1,13 +1,17 @@
 package keyring
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/mod/sumdb/note"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
@@ -70,4 +74,99 @@ func MakeVoucher(by ssh.Signer, key ssh.PublicKey, serial uint64, terms wire.Vou
 		return nil, fault.Wrap(fault.Internal, err, "cannot make a voucher")
 	}
 	return cert, nil
+}
+
+// OfferVoucherAuthority makes the authority for vouchers if this ring is from
+// before them, and returns its public line. It counts once the root key has
+// signed a bundle that names it.
+func (r *Ring) OfferVoucherAuthority() (line string, err error) {
+	d, err := openDir(r.dir)
+	if err != nil {
+		return "", err
+	}
+	err = d.createOnce(fileVoucherCA, func() ([]byte, error) {
+		_, key, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return nil, err
+		}
+		return encodeKey(key)
+	})
+	if err != nil {
+		return "", err
+	}
+	key, err := d.readEd25519(fileVoucherCA)
+	if err != nil {
+		return "", err
+	}
+	s, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		return "", d.damaged(fileVoucherCA, err)
+	}
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.PublicKey()))), nil
+}
+
+// SignVoucherTrust signs, with the root key, the bundle that follows the given
+// one and differs from it in whose vouchers count, and in nothing else: a server
+// that was taken over gets no other key signed this way. "" adds none.
+func SignVoucherTrust(rootDir string, signed []byte, voucher, offline string) ([]byte, error) {
+	root, err := openDir(rootDir)
+	if err != nil {
+		return nil, err
+	}
+	text, err := root.read(fileRoot)
+	if err != nil {
+		return nil, err
+	}
+	skey := strings.TrimSpace(string(text))
+	signer, err := note.NewSigner(skey)
+	if err != nil {
+		return nil, root.damaged(fileRoot, err)
+	}
+	vkey, err := verifierKey(skey)
+	if err != nil {
+		return nil, root.damaged(fileRoot, err)
+	}
+	b, err := ledger.OpenBundle(signed, ledger.RootHash(vkey))
+	if err != nil {
+		return nil, err
+	}
+	for _, add := range []struct {
+		line string
+		to   *[]string
+	}{{voucher, &b.VoucherCA}, {offline, &b.OfflineCA}} {
+		if add.line == "" {
+			continue
+		}
+		key, _, _, _, err := ssh.ParseAuthorizedKey([]byte(add.line))
+		if err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "cannot read a voucher authority's public key")
+		}
+		if line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(key))); !slices.Contains(*add.to, line) {
+			*add.to = append(slices.Clone(*add.to), line)
+		}
+	}
+	b.Version++
+	return ledger.SignBundle(b, signer)
+}
+
+// Adopt puts a newer bundle in place of the one in force. The server has to be
+// started again to use it.
+func (r *Ring) Adopt(signed []byte) (version int64, err error) {
+	b, err := ledger.OpenBundle(signed, r.rootHash)
+	if err != nil {
+		return 0, err
+	}
+	want, err := r.describe(b)
+	if err != nil {
+		return 0, err
+	}
+	want.VoucherCA = b.VoucherCA // loadBundle compares it with the key
+	if b.Version <= r.bundle.Version || b.Epoch != r.bundle.Epoch || !sameKeys(b, want) {
+		return 0, fault.New(fault.Denied, "cannot adopt trust bundle %d: %d is in force, and it must name the same keys", b.Version, r.bundle.Version)
+	}
+	d, err := openDir(r.dir)
+	if err != nil {
+		return 0, err
+	}
+	return b.Version, d.replace(fileBundle, signed)
 }

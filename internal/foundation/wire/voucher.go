@@ -119,6 +119,7 @@ func (t VoucherTerms) On(host string) (account string, ok bool) {
 // node signs what it recorded while it was alone.
 type EntranceKeys struct {
 	V       int    `json:"v"`
+	Address string `json:"address,omitempty"` // where it is bound to one
 	Port    int    `json:"port"`
 	HostKey string `json:"host_key"` // authorized_keys line
 	Journal []byte `json:"journal"`  // ed25519
@@ -133,7 +134,7 @@ func ParseEntranceKeys(b []byte) (EntranceKeys, error) {
 	if err := json.Unmarshal(b, &k); err != nil {
 		return k, fault.Wrap(fault.Invalid, err, "cannot read the keys of an entrance")
 	}
-	if k.V != 1 || k.Port < 0 || k.Port > 65535 || len(k.Journal) != 32 || len(k.HostKey) > 1024 || Plain(k.HostKey, 1024) != k.HostKey {
+	if k.V != 1 || k.Port < 0 || k.Port > 65535 || len(k.Journal) != 32 || len(k.HostKey) > 1024 || len(k.Address) > 64 || Plain(k.Address, 64) != k.Address || Plain(k.HostKey, 1024) != k.HostKey {
 		return k, fault.New(fault.Invalid, "cannot read the keys of an entrance: bad form")
 	}
 	return k, nil

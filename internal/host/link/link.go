@@ -149,6 +149,8 @@ func (l *link) connect(ctx context.Context, at wire.ServerAt) error {
 	g.Go(func() error { return b.events(ctx) })
 	g.Go(func() error { return b.renewals(ctx) })
 	g.Go(func() error { return b.servers(ctx, at.ID) })
+	g.Go(func() error { return b.announce(ctx) })
+	g.Go(func() error { return b.journals(ctx) })
 	g.Go(func() error { return b.ended(ctx) })
 	g.Go(func() error { return l.sessions(ctx, control, b) })
 	g.Go(func() error { return l.sessions(ctx, bulk, b) })

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -49,7 +50,7 @@ func (p Place) Join(ctx context.Context, token string, o link.JoinOptions) (link
 }
 
 // RunNode runs the node of a machine that has joined until ctx ends.
-func RunNode(ctx context.Context, dir, version string, out io.Writer, log *slog.Logger) error {
+func RunNode(ctx context.Context, dir, entrance, version string, out io.Writer, log *slog.Logger) error {
 	if !link.IsJoined(Place{Dir: dir}.At(linkName)) {
 		return fault.New(fault.NotFound, "cannot run a node: this machine has not joined").
 			WithHint("handrail host invite (on the server), then here: %s join --data %s", programName(), dir)
@@ -69,7 +70,7 @@ func RunNode(ctx context.Context, dir, version string, out io.Writer, log *slog.
 	report := sandbox.Probe(ctx, []string{dir})
 	w := NewWatch(p, out, os.Stderr, log)
 	defer w.Stop()
-	if _, err := w.StartNode(ctx, report); err != nil {
+	if _, err := w.StartNode(ctx, report, entrance); err != nil {
 		return err
 	}
 	fmt.Fprintln(out, p.ModeLine(report))
@@ -85,7 +86,10 @@ func programName() string {
 
 // StartNode starts the warden, then the link. It says whether it made the
 // account for write sessions.
-func (w *Watch) StartNode(ctx context.Context, report sandbox.Report) (madeAccount bool, err error) {
+//
+// entrance is where people with vouchers come in while no server answers; ""
+// is nowhere.
+func (w *Watch) StartNode(ctx context.Context, report sandbox.Report, entrance string) (madeAccount bool, err error) {
 	p, mode := w.place, w.place.Mode(report)
 	if mode == wire.ModeRoot {
 		if madeAccount, err = warden.ProvideWriteAccount(ctx); err != nil {
@@ -98,7 +102,7 @@ func (w *Watch) StartNode(ctx context.Context, report sandbox.Report) (madeAccou
 	}})
 	if err == nil {
 		err = w.Start(ctx, Role{Name: linkName, Account: p.Link, Args: []string{
-			linkName, "--data", p.Seen(p.Link, linkName), "--socket", p.Seen(p.Link, "run", wardenName, "warden.sock"),
+			linkName, "--data", p.Seen(p.Link, linkName), "--socket", p.Seen(p.Link, "run", wardenName, "warden.sock"), "--entrance", entrance,
 		}})
 	}
 	return madeAccount, err
@@ -109,12 +113,15 @@ func IsHalf(name string) bool { return name == wardenName || name == linkName }
 
 // RunHalf is one of the node's roles, with the arguments that StartNode gives.
 func RunHalf(ctx context.Context, name string, args []string, version string, log *slog.Logger) error {
-	var dir, socket string
+	var dir, socket, entrance string
 	w := warden.Config{Version: version, Log: log, Confine: true, Ready: SayReady}
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&dir, "data", "", "the role's folder")
 	fs.StringVar(&socket, "socket", "", "the warden's unix socket")
+	if name == linkName {
+		fs.StringVar(&entrance, "entrance", "", "where people with vouchers come in")
+	}
 	if name == wardenName {
 		fs.IntVar(&w.LinkUID, "link-uid", os.Geteuid(), "account of the link")
 		fs.BoolVar(&w.Trial, "trial", false, "this node cannot be production")
@@ -131,7 +138,28 @@ func RunHalf(ctx context.Context, name string, args []string, version string, lo
 		w.Dir, w.Socket, w.LinkGID = dir, socket, w.LinkUID
 		return warden.Run(ctx, w)
 	}
-	return link.Run(ctx, link.Config{Dir: dir, Socket: socket, Version: version, Log: log, Ready: SayReady})
+	return link.Run(ctx, link.Config{Dir: dir, Socket: socket, Version: version, Log: log, Ready: SayReady, Entrance: entrance})
+}
+
+// DefaultEntrance is where people with vouchers come in unless somebody says
+// otherwise. It is open only while no server answers.
+const DefaultEntrance = ":7322"
+
+// NoEntrance as the place of an entrance means that there is none.
+const NoEntrance = "none"
+
+// EntranceAt reads what somebody asked for: a place, none, or nothing.
+func EntranceAt(asked string) (string, error) {
+	switch asked {
+	case "":
+		return DefaultEntrance, nil
+	case NoEntrance:
+		return "", nil
+	}
+	if _, port, err := net.SplitHostPort(asked); err != nil || port == "" {
+		return "", fault.New(fault.Invalid, "cannot open an entrance at %q: it is not ADDRESS:PORT, nor %s", asked, NoEntrance)
+	}
+	return asked, nil
 }
 
 // Mode is what this machine's node can be: what the sandbox is, not who

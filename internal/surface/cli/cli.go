@@ -24,6 +24,8 @@ import (
 type Deps struct {
 	Roles   []*cobra.Command // commands that run a part of handrail on this machine
 	Version string
+	// Ceremony are the verbs of `handrail voucher` that need no server.
+	Ceremony []*cobra.Command
 
 	Stdin  io.Reader
 	Stdout io.Writer
@@ -92,6 +94,7 @@ func New(d Deps) *cobra.Command {
 	t.add(root, "look", t.serversCommand())
 	t.add(root, "prove", t.accessCommand(), t.directoryCommand())
 	t.addServerVerbs(root)
+	t.add(root, "jump", t.voucherCommand(d.Ceremony), t.drillCommand())
 	t.add(root, "start", t.completionCommand(root), t.versionCommand())
 	root.SetHelpCommand(helpCommand(root))
 	usageFaults(root)
@@ -141,6 +144,7 @@ func (t *tool) command(use, short, examples string, args cobra.PositionalArgs, r
 			if err := run(cmd, args); err != nil {
 				return t.better(cmd.Context(), err)
 			}
+			t.keepVoucher(cmd)
 			return nil
 		},
 	}

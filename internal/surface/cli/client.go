@@ -36,6 +36,7 @@ type client struct {
 	ledger    handrailv1connect.LedgerClient
 	policies  handrailv1connect.PoliciesClient
 	servers   handrailv1connect.ServersClient
+	vouchers  handrailv1connect.VouchersClient
 	witnesses handrailv1connect.WitnessesClient
 	directory handrailv1connect.DirectoriesClient
 	rights    handrailv1connect.RightsClient
@@ -89,6 +90,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		ledger:    handrailv1connect.NewLedgerClient(h, base, option),
 		policies:  handrailv1connect.NewPoliciesClient(h, base, option),
 		servers:   handrailv1connect.NewServersClient(h, base, option),
+		vouchers:  handrailv1connect.NewVouchersClient(h, base, option),
 		witnesses: handrailv1connect.NewWitnessesClient(h, base, option),
 		directory: handrailv1connect.NewDirectoriesClient(h, base, option),
 		rights:    handrailv1connect.NewRightsClient(h, base, option),

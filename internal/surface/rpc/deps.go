@@ -19,6 +19,7 @@ import (
 	"handrail.dev/handrail/internal/feature/recording"
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/feature/session"
+	"handrail.dev/handrail/internal/feature/voucher"
 	"handrail.dev/handrail/internal/feature/witness"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/directory"
@@ -52,6 +53,7 @@ type Deps struct {
 	Recordings *recording.Recordings
 	Notices    *notice.Hub
 	Peers      *peer.Peers
+	Vouchers   func() *voucher.Vouchers
 	Witnesses  *witness.Circle
 	WitnessKey string // by which this server cosigns others' ledgers
 	// BeforeExport has the ledger cosigned as far as it goes; it may be nil.
@@ -103,6 +105,7 @@ func Handler(d *Deps) http.Handler {
 		},
 		func() (string, http.Handler) { return handrailv1connect.NewRightsHandler(rights{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewServersHandler(servers{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewVouchersHandler(vouchers{d}, options...) },
 	} {
 		path, h := mount()
 		mux.Handle(path, h)

@@ -34,6 +34,9 @@ func tellerOf(action string) func(*said) string {
 			return tell
 		}
 	}
+	if tell := voucherSentences[action]; tell != nil {
+		return tell
+	}
 	return sentences[action]
 }
 
