@@ -6,7 +6,9 @@ import (
 
 	"handrail.dev/handrail/internal/feature/agentless"
 	"handrail.dev/handrail/internal/feature/notice"
+	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/foundation/fleet"
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // newAgentless wires the way to hosts that have no node.
@@ -27,4 +29,14 @@ func (s *Server) reachable(id string) bool {
 	defer cancel()
 	h, err := s.hosts.Get(ctx, id)
 	return err == nil && h.Agentless()
+}
+
+// sweepLost seeks what a session left running that a crash of this server lost.
+func (s *Server) sweepLost(i session.Info) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	h, err := s.hosts.Get(ctx, i.Host)
+	if err == nil && h.Agentless() && i.Kind != wire.SessionSFTP {
+		s.agentless.SweepLost(h, i.ID, i.Person, i.Level)
+	}
 }

@@ -308,7 +308,7 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 	s.sessions = session.New(session.Deps{
 		Store: s.store, Door: s.door, Hosts: s.hosts, People: s.people, Grants: access.Standing{}, Rules: s.force,
 		Nodes: nodes{s.fleet, s.agentless}, Recordings: s.recordings, LockEpoch: s.people.LockEpochTx, Log: s.c.Log, Home: s.id,
-		Online:  s.reachable,
+		Online: s.reachable, Lost: s.sweepLost,
 		Changed: func(i session.Info) { s.notices.Publish(notice.Event{Topic: notice.Sessions, ID: i.ID}) },
 	})
 	s.access.UseSessions(ends{s.sessions, s.fleet})

@@ -71,6 +71,7 @@ type Bounds struct {
 	DialTime  time.Duration // to connect; 10 s
 	LoginTime time.Duration // from the connection to a login; 20 s
 	SweepTime time.Duration // to look for what a session left behind; 2.5 s
+	KeepAlive time.Duration // how often a host is asked whether it is there; 15 s
 	Silence   time.Duration // after which a host that answers no keepalive is gone; 30 s
 	Sweeps    int           // at once; 32
 }
@@ -79,7 +80,7 @@ func (b Bounds) withDefaults() Bounds {
 	for _, d := range []struct {
 		at *time.Duration
 		is time.Duration
-	}{{&b.DialTime, 10 * time.Second}, {&b.LoginTime, 20 * time.Second}, {&b.SweepTime, 2500 * time.Millisecond}, {&b.Silence, 30 * time.Second}} {
+	}{{&b.DialTime, 10 * time.Second}, {&b.LoginTime, 20 * time.Second}, {&b.SweepTime, 2500 * time.Millisecond}, {&b.Silence, 30 * time.Second}, {&b.KeepAlive, 15 * time.Second}} {
 		if *d.at == 0 {
 			*d.at = d.is
 		}

@@ -22,8 +22,7 @@ const (
 	clientVersion = "SSH-2.0-handrail"
 	// maxAsked is how many requests and channels a host may ask for in one
 	// connection before we take it for one that means harm.
-	maxAsked       = 4096
-	keepaliveEvery = 15 * time.Second
+	maxAsked = 4096
 )
 
 // conn is one connection to a host whose key was the pinned one.
@@ -88,7 +87,7 @@ func (r *Reach) connect(ctx context.Context, h target.Host, account string, hop 
 	r.saw(h.ID, StateReached, "")
 	c := &conn{Conn: sc, raw: raw}
 	go c.refuse(channels, requests)
-	go c.keepAlive(r.b.Silence)
+	go c.keepAlive(r.b.KeepAlive, r.b.Silence)
 	return c, nil
 }
 
@@ -171,10 +170,10 @@ func (c *conn) refuse(channels <-chan ssh.NewChannel, requests <-chan *ssh.Reque
 }
 
 // keepAlive ends a connection whose host answers nothing any more.
-func (c *conn) keepAlive(silence time.Duration) {
+func (c *conn) keepAlive(every, silence time.Duration) {
 	gone := make(chan struct{})
 	go func() { _ = c.Wait(); close(gone) }()
-	tick := time.NewTicker(keepaliveEvery)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {

@@ -274,3 +274,14 @@ func TestACertificateIsForOneSessionAndShort(t *testing.T) {
 		t.Errorf("%d openings are in the ledger before anything was dialled", n)
 	}
 }
+
+func TestWhatACrashOfTheServerLeftIsFoundAtItsNextStart(t *testing.T) {
+	w := newWorld(t, agentless.Bounds{}, session.Bounds{})
+	_, h := w.debian("dev")
+	l, o := w.person("ada").open(session.OpenRequest{Host: "db-7", Command: stubborn})
+	eventually(t, "it runs", func() bool { return strings.Contains(o.text(), "up") && running(t, h.SSHUser, "4711") >= 2 })
+	next := agentless.New(agentless.Deps{Store: w.store, Ring: w.ring})
+	next.SweepLost(h, l.ID(), l.Info().Person, wire.LevelRead)
+	eventually(t, "nothing is left", func() bool { return running(t, h.SSHUser, "4711") == 0 })
+	eventually(t, "it is an entry", func() bool { return len(w.entries(agentless.SessionSwept)) > 0 })
+}

@@ -13,6 +13,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
@@ -79,13 +80,13 @@ func (s *Stream) sweep(ctx context.Context, signal string) (hit, left int, err e
 	if err == nil {
 		return hit, left, nil
 	}
-	return s.sweepAnew(ctx, signal)
+	return s.r.sweepAnew(ctx, s.host, s.account, s.spec.ID, s.spec.Person, s.spec.Level, signal)
 }
 
 // sweepAnew is sweep through a connection of its own.
-func (s *Stream) sweepAnew(ctx context.Context, signal string) (hit, left int, err error) {
-	c, err := s.r.connect(ctx, s.host, s.account, keyring.Hop{Session: s.spec.ID, Person: s.spec.Person,
-		Principals: []string{s.account, s.host.Principal(s.spec.Level)}, ForceCommand: sweeper(s.spec.ID)})
+func (r *Reach) sweepAnew(ctx context.Context, h target.Host, account, session, person, level, signal string) (hit, left int, err error) {
+	c, err := r.connect(ctx, h, account, keyring.Hop{Session: session, Person: person,
+		Principals: []string{account, h.Principal(level)}, ForceCommand: sweeper(session)})
 	if err != nil {
 		return 0, 0, err
 	}
@@ -170,24 +171,45 @@ func (s *Stream) release() {
 		s.conn.Close()
 		return
 	}
-	s.r.wg.Go(func() {
+	s.r.later(s.host, s.spec.ID, s.spec.Person, func(ctx context.Context) (int, int, error) {
 		defer s.conn.Close()
-		s.r.sweeps <- struct{}{} // each is bounded in time, so this is
-		defer func() { <-s.r.sweeps }()
-		ctx, cancel := context.WithTimeout(context.Background(), 2*s.r.b.SweepTime)
+		return s.sweep(ctx, "KILL")
+	})
+}
+
+// later seeks what a session left and records what it found.
+func (r *Reach) later(h target.Host, session, person string, sweep func(context.Context) (killed, left int, err error)) {
+	r.wg.Go(func() {
+		r.sweeps <- struct{}{} // each is bounded in time, so this is
+		defer func() { <-r.sweeps }()
+		ctx, cancel := context.WithTimeout(context.Background(), 2*r.b.SweepTime)
 		defer cancel()
-		killed, left, err := s.sweep(ctx, "KILL")
+		killed, left, err := sweep(ctx)
 		if err == nil && killed == 0 && left == 0 {
 			return
 		}
-		p := sweptPayload{V: 1, Session: s.spec.ID, Killed: killed, Left: left}
+		p := sweptPayload{V: 1, Session: session, Killed: killed, Left: left}
 		outcome := ledger.OK
 		if err != nil {
 			outcome, p.Error = ledger.Unknown, fault.From(err).Text
 		} else if left > 0 {
 			outcome = ledger.Failed
 		}
-		s.r.record(ledger.Entry{Action: SessionSwept, Outcome: outcome, Subjects: []string{s.spec.Person}, Session: s.spec.ID,
-			Target: s.host.Path(), Payload: p})
+		r.record(ledger.Entry{Action: SessionSwept, Outcome: outcome, Subjects: []string{person}, Session: session, Target: h.Path(), Payload: p})
+	})
+}
+
+// SweepLost seeks what a session left running that a crash of a server lost.
+// Its connection died with the server; what ignored that goes on.
+func (r *Reach) SweepLost(h target.Host, session, person, level string) {
+	account := h.SSHUser
+	if level == wire.LevelWrite {
+		account = h.SSHWrite
+	}
+	if account == "" || !wire.ValidID('s', session) {
+		return
+	}
+	r.later(h, session, person, func(ctx context.Context) (int, int, error) {
+		return r.sweepAnew(ctx, h, account, session, person, level, "KILL")
 	})
 }

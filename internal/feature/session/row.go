@@ -164,6 +164,9 @@ func (s *Sessions) Start(ctx context.Context) error {
 		if err != nil && fault.KindOf(err) != fault.Conflict {
 			return err
 		}
+		if s.d.Lost != nil {
+			s.d.Lost(i)
+		}
 	}
 	if s.d.Home == "" {
 		return nil

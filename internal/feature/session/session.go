@@ -198,7 +198,10 @@ type Deps struct {
 	// Changed is called, without locks, after a session changed.
 	Changed func(Info)
 	// Home is this server among several; empty is one alone.
-	Home   string
+	Home string
+	// Lost is told of each session that a crash of this server had left open,
+	// once it is closed as lost. It must not wait. It may be nil.
+	Lost   func(Info)
 	Bounds Bounds
 	Log    *slog.Logger
 }
