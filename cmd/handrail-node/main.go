@@ -23,6 +23,7 @@ import (
 	"handrail.dev/handrail/internal/host/keeper"
 	"handrail.dev/handrail/internal/host/link"
 	"handrail.dev/handrail/internal/host/role"
+	"handrail.dev/handrail/internal/host/visit"
 )
 
 const usage = `handrail-node: reach this host through handrail
@@ -53,6 +54,7 @@ func main() {
 // options are the flags of join and run.
 type options struct {
 	data, hostname, tokenFile, entrance string
+	unlink                              string // visit: what brought this program
 	servers                             []string
 }
 
@@ -64,6 +66,9 @@ func parse(name string, args []string) (options, error) {
 	fs.StringVar(&o.hostname, "hostname", "", "")
 	fs.StringVar(&o.entrance, "entrance", "", "")
 	fs.StringVar(&o.tokenFile, "token-file", "", "")
+	if name == "visit" {
+		fs.StringVar(&o.unlink, "unlink", "", "")
+	}
 	fs.Func("server", "", func(s string) error { o.servers = append(o.servers, s); return nil })
 	if err := fs.Parse(args); err != nil {
 		return o, fault.Wrap(fault.Invalid, err, "cannot read the command line").WithHint("handrail-node help")
@@ -93,6 +98,8 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	switch args[0] {
+	case "visit":
+		return visit.Run(ctx, o.unlink, version(), os.Stdin, os.Stdout, log)
 	case "help", "-h", "--help":
 		_, err := fmt.Print(usage)
 		return err

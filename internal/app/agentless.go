@@ -2,19 +2,32 @@ package app
 
 import (
 	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"handrail.dev/handrail/internal/feature/agentless"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/session"
+	"handrail.dev/handrail/internal/foundation/doorway"
+	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/fleet"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/visit"
 )
 
 // newAgentless wires the way to hosts that have no node.
 func (s *Server) newAgentless() *agentless.Reach {
 	return agentless.New(agentless.Deps{
 		Store: s.store, Ring: s.ring, Log: s.c.Log,
+		Visits:  s.visits(),
 		Changed: func(host string) { s.notices.Publish(notice.Event{Topic: notice.Hosts, ID: host}) },
 	})
 }
@@ -39,4 +52,126 @@ func (s *Server) sweepLost(i session.Info) {
 	if err == nil && h.Agentless() && i.Kind != wire.SessionSFTP {
 		s.agentless.SweepLost(h, i.ID, i.Person, i.Level)
 	}
+}
+
+// visitCommand is what the server carries to a host without a node. It speaks
+// the node's wire on its standard input and output.
+func visitCommand(version string) *cobra.Command {
+	var unlink string
+	c := &cobra.Command{
+		Use: "visit", Hidden: true, Args: cobra.NoArgs,
+		Short: "Be a node for the length of a session",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return visit.Run(cmd.Context(), unlink, version, os.Stdin, os.Stdout, logger())
+		},
+	}
+	c.Flags().StringVar(&unlink, "unlink", "", "the folder that brought this program")
+	return c
+}
+
+// visits wires what carries a node to a host.
+func (s *Server) visits() agentless.VisitDeps {
+	return agentless.VisitDeps{
+		Program: nodeProgram,
+		Call: func(ctx context.Context, by, host string) (string, error) {
+			secret, err := s.roster.Call(ctx, by, host, false)
+			if err != nil {
+				return "", err
+			}
+			return ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}.String(), nil
+		},
+		Port: s.ownPort, Online: s.nodeOnline,
+	}
+}
+
+// nodeProgram is the node's program for a kind of machine: beside this one, or
+// this one itself.
+func nodeProgram(arch string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fault.Wrap(fault.Unavailable, err, "cannot find the node's program")
+	}
+	names := []string{"handrail-node-linux-" + arch}
+	if arch == runtime.GOARCH {
+		names = append(names, "handrail-node", filepath.Base(self))
+	}
+	for _, name := range names {
+		path := filepath.Join(filepath.Dir(self), name)
+		if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() {
+			return path, nil
+		}
+	}
+	return "", fault.New(fault.NotFound, "cannot find handrail-node-linux-%s beside %s", arch, self)
+}
+
+// ownPort is the port that nodes dial, from within.
+func (s *Server) ownPort(ctx context.Context) (net.Conn, error) {
+	address := s.c.Listener.Addr().String()
+	if tcp, ok := s.c.Listener.Addr().(*net.TCPAddr); ok && tcp.IP.IsUnspecified() {
+		address = net.JoinHostPort("localhost", strconv.Itoa(tcp.Port))
+	}
+	return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+}
+
+// nodeOnline waits for a node that was sent out.
+func (s *Server) nodeOnline(ctx context.Context, host string) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for s.fleet.Node(host).State != fleet.Online {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "it did not come to the server")
+		}
+	}
+	return nil
+}
+
+// known says whether a host's node may connect. A host that is reached over SSH
+// has one only while the server's own visit is there.
+func (s *Server) known(ctx context.Context, id string) error {
+	h, err := s.hosts.Get(ctx, id)
+	if err == nil && h.ID != id {
+		err = fault.New(fault.NotFound, "cannot find host %s", id)
+	}
+	if err == nil && h.Mode == target.ModeAgentless && !s.agentless.Visiting(id) {
+		err = fault.New(fault.Denied, "cannot admit a node of %s: it has none", h.Name)
+	}
+	return err
+}
+
+// visit opens a session through a node that comes for it.
+func (n nodes) visit(ctx context.Context, pass doorway.Pass, h target.Host, bulk bool) (session.Stream, wire.SessionAnswer, error) {
+	act := pass.Act()
+	leave, err := n.r.Visit(ctx, h, orderedSession(pass), act.By.ID)
+	if err != nil {
+		return nil, wire.Refusal(err), err
+	}
+	s, answer, err := n.f.Start(ctx, pass, h.ID, bulk)
+	if err != nil {
+		leave()
+		return nil, answer, err
+	}
+	return visited{s, leave}, answer, nil
+}
+
+// visited is a session of a node that goes with the last of them.
+type visited struct {
+	session.Stream
+	leave func()
+}
+
+func (v visited) Close() error {
+	defer v.leave()
+	return v.Stream.Close()
+}
+
+// visitor says whether a node may be that of a visit. The host's row stays as
+// it is: the node goes.
+func visitor(h target.Host, hello wire.Hello) error {
+	if hello.Trial && h.Environment == "production" {
+		return fault.New(fault.Denied, "cannot admit a node of %s, which is production: it runs without root, which is for trial only", h.Name).
+			WithHint("let its account use sudo without a password, or: handrail host adopt %s", h.Name)
+	}
+	return nil
 }

@@ -22,6 +22,7 @@ func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{
 		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), storeCommand(), doctorCommand(), configCommand(),
 		serverCommand(version), witnessCommand(), serverRoleCommand(version), halfCommand("warden", "root", version), halfCommand("link", "network", version),
+		visitCommand(version),
 	}
 }
 

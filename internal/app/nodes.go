@@ -20,6 +20,9 @@ type nodes struct {
 
 func (n nodes) Start(ctx context.Context, pass doorway.Pass, host string, bulk bool) (session.Stream, wire.SessionAnswer, error) {
 	if h := pass.Act().Host; h != nil && h.Agentless() {
+		if h.SSHNode {
+			return n.visit(ctx, pass, *h, bulk)
+		}
 		s, answer, err := n.r.Start(ctx, pass, host)
 		if err != nil {
 			return nil, answer, err

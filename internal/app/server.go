@@ -241,12 +241,7 @@ func (s *Server) openFleet(ctx context.Context) (err error) {
 	}
 	s.fleet, err = fleet.New(ctx, fleet.Deps{
 		Store: s.store, Ring: s.ring, Epochs: s.epochs, Log: s.c.Log,
-		Known: func(ctx context.Context, host string) error {
-			return s.store.View(ctx, func(v *store.View) error {
-				_, err := s.hosts.GetTx(v, host)
-				return err
-			})
-		},
+		Known:  s.known,
 		Became: s.hostBecame, Cosigned: s.cosigned, Up: s.voucherAnswers(), Revoked: s.revokedVouchers,
 		Ordered: func(ctx context.Context, host, id string) (bool, error) {
 			i, err := s.sessions.Get(ctx, id)
@@ -265,6 +260,9 @@ func (s *Server) openFleet(ctx context.Context) (err error) {
 // by it. A production host whose node runs without root is kept out.
 func (s *Server) hostBecame(ctx context.Context, id string, hello wire.Hello) (changed bool, err error) {
 	host, err := s.hosts.Get(ctx, id)
+	if err == nil && host.Mode == target.ModeAgentless {
+		return false, visitor(host, hello)
+	}
 	if err != nil || host.Mode == hello.Mode && host.Trial == hello.Trial {
 		return false, err
 	}

@@ -24,6 +24,7 @@ package agentless
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -62,6 +63,7 @@ type Deps struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Changed is called after what is known of a host changed. It may be nil.
 	Changed func(host string)
+	Visits  VisitDeps
 	Bounds  Bounds
 	Log     *slog.Logger
 }
@@ -102,6 +104,9 @@ type Reach struct {
 	live   map[string]*Stream // by session
 	seen   map[string]Sight   // by host
 	alarms map[string]alarmed // by host
+	visits map[string]*visit  // by host
+
+	programs programs
 }
 
 // New returns a Reach.
@@ -116,7 +121,8 @@ func New(d Deps) *Reach {
 	if d.Dial == nil {
 		d.Dial = (&net.Dialer{Timeout: b.DialTime, KeepAlive: 15 * time.Second}).DialContext
 	}
-	return &Reach{d: d, b: b, sweeps: make(chan struct{}, b.Sweeps), live: map[string]*Stream{}, seen: map[string]Sight{}, alarms: map[string]alarmed{}}
+	return &Reach{d: d, b: b, sweeps: make(chan struct{}, b.Sweeps), live: map[string]*Stream{}, seen: map[string]Sight{}, alarms: map[string]alarmed{},
+		visits: map[string]*visit{}}
 }
 
 // Run waits for ctx to end, then closes every connection and waits until what
@@ -125,6 +131,15 @@ func (r *Reach) Run(ctx context.Context) error {
 	<-ctx.Done()
 	for _, s := range r.where(func(*Stream) bool { return true }) {
 		_ = s.Close()
+	}
+	r.mu.Lock()
+	visits := maps.Clone(r.visits)
+	r.mu.Unlock()
+	for host, v := range visits {
+		v.mu.Lock()
+		v.users = 0
+		r.drop(host, v)
+		v.mu.Unlock()
 	}
 	done := make(chan struct{})
 	go func() { r.wg.Wait(); close(done) }()

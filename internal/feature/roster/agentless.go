@@ -157,3 +157,27 @@ func grantedBySSH(was, is target.Host) (out []string) {
 	}
 	return out
 }
+
+// visitLife is how long the certificate of a node lives that goes with its
+// session: no longer than the longest read session.
+const visitLife = 12 * time.Hour
+
+// issue certifies a node's key for as long as it is to be that host's node.
+func (r *Roster) issue(csr []byte, h target.Host) ([]byte, error) {
+	if h.Mode == target.ModeAgentless {
+		return r.Ring.IssueNodeFor(csr, h.ID, visitLife)
+	}
+	return r.Ring.IssueNode(csr, h.ID)
+}
+
+// Call makes the secret with which a node that the server carries to a host
+// joins as that host. Whoever is let through decided it; by is who that was.
+func (r *Roster) Call(ctx context.Context, by, host string, stay bool) (secret string, err error) {
+	_, err = r.Store.Record(ctx, newID(), func(tx *store.Tx) ([]ledger.Entry, error) {
+		var entry ledger.Entry
+		var err error
+		secret, entry, err = r.Hosts.CallTx(tx, by, host, stay)
+		return []ledger.Entry{entry}, err
+	})
+	return secret, err
+}

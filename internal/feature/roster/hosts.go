@@ -58,7 +58,7 @@ func (r *Roster) Join(ctx context.Context, secret, hostname string, csr []byte, 
 		if host, entry, err = r.Hosts.RedeemInviteTx(tx, secret, hostname, r.Here != nil && r.Here(source)); err != nil {
 			return nil, err
 		}
-		if der, err = r.Ring.IssueNode(csr, host.ID); err != nil {
+		if der, err = r.issue(csr, host); err != nil {
 			return nil, err
 		}
 		return []ledger.Entry{entry}, nil

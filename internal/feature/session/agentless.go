@@ -15,7 +15,7 @@ func bare(h target.Host) bool { return h.Agentless() && !h.SSHNode }
 // accountThere makes a grant speak of the one account in which the host can be
 // written. What was approved for another account is not silently used for it.
 func accountThere(host target.Host, info Info, grant doorway.GrantInForce) (doorway.GrantInForce, error) {
-	if !bare(host) || info.Level != wire.LevelWrite {
+	if !host.Agentless() || info.Level != wire.LevelWrite {
 		return grant, nil
 	}
 	if grant.Account != "" && grant.Account != host.SSHWrite {

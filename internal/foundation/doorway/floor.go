@@ -36,7 +36,7 @@ func withoutNode(q policy.Query) policy.Decision {
 	case opens && q.Context.Level == wire.LevelRead && !q.Context.FloorOK:
 		return refused("least-floor", "this host has no node, so only the rights of the account "+h.SSHUser+
 			" would keep a read session from writing, and policy asks for more in "+h.Environment+".", adopt)
-	case (asks || opens && q.Context.Level == wire.LevelWrite) && (q.Context.Root || q.Context.Sudo):
+	case (asks || opens && q.Context.Level == wire.LevelWrite) && (q.Context.Root || q.Context.Sudo) && !h.SSHNode:
 		return refused("no-root-without-a-node", "this host has no node, so nothing there could end what root or sudo started.", adopt)
 	case (asks || opens && q.Context.Level == wire.LevelWrite) && h.SSHWrite == "":
 		return refused("no-write-account", "this host has no node and no account to write as.",

@@ -100,11 +100,13 @@ const (
 	HostInvited ledger.Action = "host.invited"
 	HostJoined  ledger.Action = "host.joined"
 	HostSet     ledger.Action = "host.set"
-	HostAdded   ledger.Action = "host.added" // without a node
+	HostAdded   ledger.Action = "host.added"   // without a node
+	HostCalled  ledger.Action = "host.called"  // a node is sent to a host without one
+	HostVisited ledger.Action = "host.visited" // it came, for the length of a session
 )
 
 // Actions lists the ledger actions of hosts.
-func Actions() []ledger.Action { return []ledger.Action{HostInvited, HostJoined, HostSet, HostAdded} }
+func Actions() []ledger.Action { return []ledger.Action{HostInvited, HostJoined, HostSet, HostAdded, HostCalled, HostVisited} }
 
 // Schema is the tables of hosts.
 func Schema() []store.Migration {

@@ -41,6 +41,7 @@ type inviteRow struct {
 	Used        int64  `db:"used"`
 	Host        string `db:"host"`
 	Server      bool   `db:"server"`
+	Adopts      string `db:"adopts"` // the host that is there already; see adopt.go
 }
 
 // invitePayload is the ledger's form of an invitation; never the secret.
@@ -113,7 +114,7 @@ func (h *Hosts) RedeemInviteTx(tx *store.Tx, secret, hostname string, here bool)
 	if len(secret) > 256 {
 		return Host{}, ledger.Entry{}, refused
 	}
-	row, err := store.One[inviteRow](tx, `SELECT hash, name, environment, scope, services, labels, invited_by, created, expires, used, host, server
+	row, err := store.One[inviteRow](tx, `SELECT hash, name, environment, scope, services, labels, invited_by, created, expires, used, host, server, adopts
 FROM host_invites WHERE hash = $1`, hashSecret(secret))
 	switch {
 	case err != nil && fault.KindOf(err) == fault.NotFound:
@@ -122,6 +123,9 @@ FROM host_invites WHERE hash = $1`, hashSecret(secret))
 		return Host{}, ledger.Entry{}, err
 	case row.Used != 0 || micros(tx.Now()) >= row.Expires:
 		return Host{}, ledger.Entry{}, refused
+	}
+	if row.Adopts != "" {
+		return h.answerTx(tx, row)
 	}
 	name := row.Name
 	if name == "" {

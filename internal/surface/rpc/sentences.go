@@ -113,8 +113,15 @@ var sentences = map[string]func(*said) string{
 		h := read[hostPayload](s).Host
 		return h.Name + " joined as " + place(h.Environment, h.Scope)
 	},
-	"host.set":        hostSet,
-	"host.added":      hostAdded,
+	"host.set":   hostSet,
+	"host.added": hostAdded,
+	"host.called": func(s *said) string {
+		if read[struct{ Stay bool }](s).Stay {
+			return s.who() + " sent a node to " + s.TargetName + ", to stay"
+		}
+		return s.who() + " has a node sent to " + s.TargetName + ", for the length of a session"
+	},
+	"host.visited":    func(s *said) string { return s.TargetName + " has a node for the length of a session" },
 	"host.mismatched": mismatched,
 	"session.swept":   sessionSwept,
 

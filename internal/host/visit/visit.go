@@ -1,0 +1,212 @@
+// Package visit is a node for the length of a visit: the server carries it to
+// a host that has none, over SSH, and it goes when the connection does.
+//
+//	sshd ── stdin, stdout ── visit: yamux ─┬─ link ── warden ── keeper per session
+//	                                       └─ (each connection of the link is a stream)
+//
+// It is the same node with the same checks: it joins with a token that names
+// the root key, verifies each order against the ledger, and confines sessions
+// as any other. What it lacks is what a node remembers: it has not seen the
+// ledger before, so it cannot notice that a server shows it another one than
+// yesterday. Link and warden are one process here, since the far end of the
+// connection brought the program.
+//
+// It leaves nothing: its program lies in memory where the kernel lets it, its
+// folder is private and removed.
+package visit
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/host/link"
+	"handrail.dev/handrail/internal/host/sandbox"
+	"handrail.dev/handrail/internal/host/warden"
+)
+
+// Hello is the line that says that the server may speak the tunnel's protocol.
+const Hello = "handrail-visit ready"
+
+const maxToken = 4096
+
+// Run is the node between in and out until either ends. The token is the first
+// line of in; everything else of both is the tunnel. unlink is the folder that
+// brought the program, removed at once; it may be empty.
+func Run(ctx context.Context, unlink, version string, in io.ReadCloser, out io.WriteCloser, log *slog.Logger) error {
+	if unlink != "" {
+		if err := settle(unlink); err != nil {
+			return err
+		}
+	}
+	token, err := firstLine(in)
+	if err != nil {
+		return err
+	}
+	dir, err := private()
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if _, err := fmt.Fprintln(out, Hello); err != nil {
+		return err
+	}
+	tunnel, err := yamux.Client(stdio{in, out}, config())
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "cannot open the tunnel")
+	}
+	defer tunnel.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		<-tunnel.CloseChan()
+		cancel()
+	}()
+	return serve(ctx, dir, token, version, func(context.Context, string, string) (net.Conn, error) { return tunnel.OpenStream() }, log)
+}
+
+// serve joins, then runs both halves of the node.
+func serve(ctx context.Context, dir, token, version string, dial func(context.Context, string, string) (net.Conn, error), log *slog.Logger) error {
+	links, wardens := filepath.Join(dir, "link"), filepath.Join(dir, "warden")
+	joined, err := link.Join(ctx, token, links, link.JoinOptions{Dial: dial, UID: os.Geteuid(), GID: os.Getegid()})
+	if err != nil {
+		return err
+	}
+	if err := warden.SetPin(wardens, warden.Pin{Node: joined.Node, RootHash: joined.RootHash, Bundle: joined.Bundle}); err != nil {
+		return err
+	}
+	report := sandbox.Probe(ctx, []string{dir})
+	socket := filepath.Join(dir, "warden.sock")
+	ready := make(chan struct{})
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return warden.Run(ctx, warden.Config{Dir: wardens, Socket: socket, LinkUID: os.Geteuid(), LinkGID: os.Getegid(), Hide: []string{dir},
+			Trial: report.Mode != sandbox.RootMode, Version: version, Log: log, Ready: func() { close(ready) }})
+	})
+	g.Go(func() error {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return nil
+		}
+		return link.Run(ctx, link.Config{Dir: links, Socket: socket, Version: version, Log: log, Dial: dial})
+	})
+	return g.Wait()
+}
+
+// stdio is the two ends of a pipe as one.
+type stdio struct {
+	io.ReadCloser
+	w io.WriteCloser
+}
+
+func (s stdio) Write(p []byte) (int, error) { return s.w.Write(p) }
+
+func (s stdio) Close() error { return errors.Join(s.ReadCloser.Close(), s.w.Close()) }
+
+func config() *yamux.Config {
+	c := yamux.DefaultConfig()
+	c.MaxStreamWindowSize = 4 << 20
+	c.KeepAliveInterval, c.ConnectionWriteTimeout, c.StreamOpenTimeout = 10*time.Second, 20*time.Second, 20*time.Second
+	c.LogOutput = io.Discard
+	return c
+}
+
+// firstLine takes byte by byte: what follows is the tunnel's.
+func firstLine(in io.Reader) (string, error) {
+	r := bufio.NewReaderSize(io.LimitReader(oneByOne{in}, maxToken), 16)
+	line, err := r.ReadString('\n')
+	if line = strings.TrimSpace(line); err != nil || line == "" {
+		return "", fault.New(fault.Invalid, "cannot visit: no token came")
+	}
+	return line, nil
+}
+
+type oneByOne struct{ r io.Reader }
+
+func (o oneByOne) Read(p []byte) (int, error) { return o.r.Read(p[:1]) }
+
+// private makes a folder that nobody else can enter, in memory where there is one.
+func private() (string, error) {
+	var last error
+	for _, base := range []string{"/run", "/dev/shm", os.TempDir(), "/var/tmp"} {
+		dir, err := os.MkdirTemp(base, "handrail-visit-")
+		if err == nil {
+			return dir, nil
+		}
+		last = err
+	}
+	return "", fault.Wrap(fault.Unavailable, last, "cannot visit: no folder can be made here").WithHint("a writable /run, /dev/shm or /tmp")
+}
+
+var settled atomic.Bool
+
+// settle removes the folder that brought the program, after moving the program
+// into memory. Where the kernel runs none from there, the folder goes as it is:
+// a running program needs its name no more.
+func settle(folder string) error {
+	if base := filepath.Base(folder); !strings.HasPrefix(base, "handrail-") || !filepath.IsAbs(folder) {
+		return fault.New(fault.Invalid, "cannot remove %q: that is not what brought this program", folder)
+	}
+	if settled.Swap(true) {
+		return nil
+	}
+	fd, err := intoMemory()
+	if rerr := os.RemoveAll(folder); rerr != nil {
+		return fault.Wrap(fault.Unavailable, rerr, "cannot remove what brought this program")
+	}
+	if err != nil {
+		return nil // it runs from the removed file
+	}
+	args := make([]string, 0, len(os.Args))
+	for i := 0; i < len(os.Args); i++ {
+		if os.Args[i] == "--unlink" {
+			i++ // done
+			continue
+		}
+		args = append(args, os.Args[i])
+	}
+	_ = unix.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), args, os.Environ())
+	_ = unix.Close(fd) // refused: it runs from the removed file
+	return nil
+}
+
+// intoMemory copies this program into a sealed file that has no name.
+func intoMemory() (int, error) {
+	from, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return -1, err
+	}
+	defer from.Close()
+	fd, err := unix.MemfdCreate("handrail-node", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, err
+	}
+	to := os.NewFile(uintptr(fd), "handrail-node")
+	if _, err := io.Copy(to, from); err != nil {
+		to.Close()
+		return -1, err
+	}
+	kept, err := unix.FcntlInt(to.Fd(), unix.F_DUPFD_CLOEXEC, 0) // to's own is closed with it
+	to.Close()
+	if err != nil {
+		return -1, err
+	}
+	_, _ = unix.FcntlInt(uintptr(kept), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	return kept, nil
+}
+
