@@ -87,6 +87,19 @@ func Account(t testing.TB, prefix string) string {
 	return name
 }
 
+// RootAccount makes another name of root for the test, as whom a host's own
+// administrator may let us in. What runs as it is not ended: it is root's.
+func RootAccount(t testing.TB, prefix string) string {
+	t.Helper()
+	name := prefix + "-" + strconv.Itoa(os.Getpid())
+	home := filepath.Join(t.TempDir(), "home")
+	if out, err := exec.Command("useradd", "-m", "-o", "-u", "0", "-d", home, "-s", "/bin/bash", "-p", "*", name).CombinedOutput(); err != nil {
+		t.Fatalf("useradd: %v\n%s", err, out)
+	}
+	t.Cleanup(func() { _ = exec.Command("userdel", "-f", name).Run() })
+	return name
+}
+
 // endAll kills what an account that a test made still runs.
 func endAll(uid string) {
 	for range 100 {

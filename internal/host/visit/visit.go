@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -57,11 +58,16 @@ func Run(ctx context.Context, unlink, version string, in io.ReadCloser, out io.W
 	if err != nil {
 		return err
 	}
-	dir, err := private()
+	// The server's end closes without a word, as sshd may end us: what was made
+	// here must still be removed.
+	signal.Ignore(unix.SIGPIPE)
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGHUP)
+	defer stop()
+	dir, release, err := private()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer release()
 	if _, err := fmt.Fprintln(out, Hello); err != nil {
 		return err
 	}
@@ -140,17 +146,55 @@ type oneByOne struct{ r io.Reader }
 
 func (o oneByOne) Read(p []byte) (int, error) { return o.r.Read(p[:1]) }
 
-// private makes a folder that nobody else can enter, in memory where there is one.
-func private() (string, error) {
-	var last error
+const folderPrefix = "handrail-visit-"
+
+// private makes a folder that nobody else can enter, in memory where there is
+// one, and removes those of visits that were killed.
+func private() (dir string, release func(), err error) {
 	for _, base := range []string{"/run", "/dev/shm", os.TempDir(), "/var/tmp"} {
-		dir, err := os.MkdirTemp(base, "handrail-visit-")
-		if err == nil {
-			return dir, nil
+		clearUp(base)
+		if dir, err = os.MkdirTemp(base, folderPrefix); err != nil {
+			continue
 		}
-		last = err
+		held, lerr := hold(dir)
+		if lerr != nil {
+			os.RemoveAll(dir)
+			err = lerr
+			continue
+		}
+		return dir, func() { os.RemoveAll(dir); held.Close() }, nil
 	}
-	return "", fault.Wrap(fault.Unavailable, last, "cannot visit: no folder can be made here").WithHint("a writable /run, /dev/shm or /tmp")
+	return "", nil, fault.Wrap(fault.Unavailable, err, "cannot visit: no folder can be made here").WithHint("a writable /run, /dev/shm or /tmp")
+}
+
+// hold locks a folder for as long as its visit lives.
+func hold(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// clearUp removes our own folders that no visit holds.
+func clearUp(base string) {
+	found, _ := filepath.Glob(filepath.Join(base, folderPrefix+"*")) // a fixed pattern is never bad
+	for _, dir := range found {
+		var st unix.Stat_t
+		if unix.Lstat(dir, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() ||
+			time.Since(time.Unix(st.Mtim.Unix())) < time.Minute { // a visit that has just begun may not hold its folder yet
+			continue
+		}
+		if held, err := hold(dir); err == nil {
+			os.RemoveAll(dir)
+			held.Close()
+		}
+	}
 }
 
 var settled atomic.Bool
@@ -209,4 +253,3 @@ func intoMemory() (int, error) {
 	_, _ = unix.FcntlInt(uintptr(kept), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
 	return kept, nil
 }
-
