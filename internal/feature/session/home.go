@@ -141,6 +141,9 @@ func (s *Sessions) closeGone(ctx context.Context, i Info) error {
 	if err != nil && fault.KindOf(err) != fault.Conflict {
 		return err
 	}
+	if s.d.Lost != nil {
+		s.d.Lost(i)
+	}
 	return nil
 }
 

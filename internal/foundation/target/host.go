@@ -106,7 +106,9 @@ const (
 )
 
 // Actions lists the ledger actions of hosts.
-func Actions() []ledger.Action { return []ledger.Action{HostInvited, HostJoined, HostSet, HostAdded, HostCalled, HostVisited} }
+func Actions() []ledger.Action {
+	return []ledger.Action{HostInvited, HostJoined, HostSet, HostAdded, HostCalled, HostVisited}
+}
 
 // Schema is the tables of hosts.
 func Schema() []store.Migration {
