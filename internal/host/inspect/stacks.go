@@ -5,8 +5,13 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/inspect/stack"
 )
 
 // isGo says whether a process was built by Go: its file says so.
@@ -20,14 +25,54 @@ func isGo(pid int) bool {
 	return err == nil
 }
 
-// stacks shows where every thread stands.
+// stacks shows where every thread stands, in the way of its runtime. What the
+// kernel says is left where nothing else can be had.
 func (p *plan) stacks(a *answer) error {
-	return p.kernelStacks(a, "")
+	r := stack.Request{PID: p.Process.PID, Inner: p.Process.Inner, Limit: time.Duration(p.Spec.PauseMS) * time.Millisecond, Still: p.still}
+	if r.Limit <= 0 {
+		r.Limit = defaultPause
+	}
+	var d stack.Dump
+	var err error
+	switch p.Runtime {
+	case runtimeKernel:
+		return p.kernelStacks(a, "")
+	case runtimeGo:
+		d, err = stack.Go(r)
+	case runtimePython:
+		d, err = stack.Python(r)
+	case runtimeNode:
+		d, err = stack.Node(r)
+	case runtimeJVM:
+		d, err = stack.JVM(stack.JVMRequest{Request: r, Root: rootFD, Pidfd: pidFD, EUID: p.Process.EUID,
+			Catches: p.Process.catches(unix.SIGQUIT), Args: p.Process.Args})
+	default:
+		d, err = stack.Native(r)
+	}
+	a.end.PauseNS, a.end.Bound = d.Pause.Nanoseconds(), d.AtMost
+	if err != nil {
+		if gone := p.still(); gone != nil {
+			return gone
+		}
+		return p.kernelStacks(a, fault.From(err).Text+".")
+	}
+	a.end.Method, a.end.Cut = d.Method, d.Partial
+	for _, n := range d.Notes {
+		a.note(n)
+	}
+	for i := range d.Stacks {
+		if !a.put(wire.InspectRecord{Stack: &d.Stacks[i]}) {
+			break
+		}
+	}
+	return nil
 }
+
+const defaultPause = 200 * time.Millisecond
 
 // kernelStacks is what the kernel says of each thread, which needs no pause.
 func (p *plan) kernelStacks(a *answer, why string) error {
-	a.end.Method = "what the kernel says of each thread (state, where it waits); nothing is held. The program's own stack is not seen"
+	a.end.Method = "what the kernel says of each thread (state, where it waits), which needs no pause. The program's own stack is not seen"
 	if why != "" {
 		a.note(why)
 	}
