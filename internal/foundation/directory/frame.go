@@ -67,7 +67,7 @@ func (f *framed) next() ([]byte, error) {
 	}
 	if more := size - 0x80; more > 0 {
 		head = head[:2+more]
-		if _, err := io.ReadFull(f.Conn, head[2:]); err != nil {
+		if err := f.rest(head[2:]); err != nil {
 			return nil, err
 		}
 		size = 0
@@ -85,7 +85,7 @@ func (f *framed) next() ([]byte, error) {
 	}
 	message := make([]byte, len(head)+size)
 	copy(message, head)
-	if _, err := io.ReadFull(f.Conn, message[len(head):]); err != nil {
+	if err := f.rest(message[len(head):]); err != nil {
 		return nil, err
 	}
 	count := 0
@@ -96,6 +96,15 @@ func (f *framed) next() ([]byte, error) {
 		return nil, errors.New("an LDAP message has no number")
 	}
 	return message, nil
+}
+
+// rest reads what must still come: an end here is no end.
+func (f *framed) rest(into []byte) error {
+	_, err := io.ReadFull(f.Conn, into)
+	if err == io.EOF && len(into) > 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // wellFormed walks through the elements of one level and what they hold.
