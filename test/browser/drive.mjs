@@ -55,6 +55,8 @@ const pages = [
   ["grant-mine", "busy", "ada", "/grants/g-1a6s3d9f"],
   ["grant-review", "busy", "ada", "/grants/g-4j8l2z6x"],
   ["people", "busy", "ada", "/people"],
+  ["person-access", "busy", "ada", "/people/ada/access"],
+  ["host-access", "busy", "ada", "/hosts/db-1/access"],
   ["policy", "busy", "ada", "/policy?person=linus&action=sessions.open&host=db-1&level=write"],
   ["ledger", "busy", "ada", "/ledger"],
   ["entry", "busy", "ada", "/ledger/20"],

@@ -123,17 +123,17 @@ func someNames(names []string) string {
 func directoryWord(d *v1.DirectoryStatusResponse) string {
 	switch {
 	case d.Version == 0 && d.Failing != "":
-		return "not read yet: " + d.Failing
+		return "It was not read yet: " + d.Failing
 	case d.Version == 0:
-		return "being read for the first time"
+		return "It is being read for the first time."
 	case d.Stale:
-		return "too old to know who left: a grant needs one approver more"
+		return "The copy is too old to know who left: a grant needs one approver more."
 	case d.Failing != "":
-		return "cannot be read now: " + d.Failing
+		return "It cannot be read now: " + d.Failing
 	case d.Mode == "paged":
-		return "read every so often, as it pushes no changes"
+		return "It is read every so often, as it pushes no changes."
 	}
-	return "followed: a change there is a change here"
+	return "It is followed: a change there is a change here."
 }
 
 func heldWords(h *v1.DirectoryHeld) string {

@@ -77,6 +77,9 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(handrailv1connect.NewPoliciesHandler(policies{a: a}, with))
 	mux.Handle(handrailv1connect.NewLedgerHandler(entries{a: a}, with))
 	mux.Handle(handrailv1connect.NewEventsHandler(events{a: a}, with))
+	mux.Handle(handrailv1connect.NewProviderHandler(provider{}, with))
+	mux.Handle(handrailv1connect.NewDirectoriesHandler(directories{a: a}, with))
+	mux.Handle(handrailv1connect.NewRightsHandler(rights{a: a}, with))
 	mux.HandleFunc("GET /v1/sessions/{id}/attach", a.attach)
 	return mux
 }
@@ -86,7 +89,7 @@ func (a *API) Serve(pages func(http.RoundTripper, string) http.Handler) *httptes
 	mux := http.NewServeMux()
 	s := httptest.NewServer(mux)
 	api := a.Handler()
-	for _, name := range []string{"Logins", "Hosts", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events"} {
+	for _, name := range []string{"Logins", "Hosts", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights"} {
 		mux.Handle("/handrail.v1."+name+"/", api)
 	}
 	mux.Handle("/v1/", api)
@@ -107,7 +110,8 @@ func (g guard) who(ctx context.Context, procedure string, h http.Header) (contex
 		return context.WithValue(ctx, personKey{}, p.Id), nil
 	}
 	switch procedure {
-	case handrailv1connect.LoginsRedeemProcedure, handrailv1connect.LoginsPasskeyLoginBeginProcedure, handrailv1connect.LoginsPasskeyLoginFinishProcedure:
+	case handrailv1connect.LoginsRedeemProcedure, handrailv1connect.LoginsPasskeyLoginBeginProcedure, handrailv1connect.LoginsPasskeyLoginFinishProcedure,
+		handrailv1connect.ProviderOfferProcedure, handrailv1connect.DirectoriesLoginProcedure:
 		return ctx, nil
 	}
 	return ctx, wrong(fault.New(fault.Unauthenticated, "cannot tell who asks: the login is missing or over").WithHint("handrail login"))
