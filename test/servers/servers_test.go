@@ -1,43 +1,226 @@
 package servers_test
 
 import (
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
+
+// house is two servers, four people and two hosts.
+type house struct {
+	t              *testing.T
+	a, b           *server
+	ada, ben, cleo person // at a
+}
+
+func open(t *testing.T) *house {
+	t.Helper()
+	h := &house{t: t, a: place(t, "a", cluster.Database(t)).start()}
+	h.ada = h.a.first()
+	h.b = h.ada.another(t, "b").start()
+	h.ben, h.cleo = h.ada.add("ben", "operator"), h.ada.add("cleo", "developer")
+	for _, name := range []string{"web-1", "web-2"} {
+		labHost(t, name, h.ada.invite(name), h.a.data, h.b.data)
+	}
+	until(t, "both hosts to be online at both servers", func() bool {
+		for _, p := range []person{h.ada, h.ada.via(h.b)} {
+			if p.stateOf("web-1") != "online" || p.stateOf("web-2") != "online" {
+				return false
+			}
+		}
+		return true
+	})
+	return h
+}
+
+type entry struct{ Seq, Action, Outcome, Session, Object string }
+
+// entries are those of one action, as a server tells them.
+func (p person) entries(action string) (found []entry) {
+	p.t.Helper()
+	var list struct{ Entries []entry }
+	p.json(&list, "ledger", "list", "--limit", "1000", "-o", "json")
+	for _, e := range list.Entries {
+		if e.Action == action {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+// live are the open sessions of a person, as a server tells them.
+func (p person) live(name string) (ids []string) {
+	p.t.Helper()
+	var list struct {
+		Sessions []struct{ ID, PersonName string }
+	}
+	p.json(&list, "sessions", "--live", "-o", "json")
+	for _, s := range list.Sessions {
+		if s.PersonName == name {
+			ids = append(ids, s.ID)
+		}
+	}
+	return ids
+}
+
+func (p person) oneLive(name string) (id string) {
+	p.t.Helper()
+	until(p.t, "a live session of "+name+" at "+p.at.name, func() bool {
+		ids := p.live(name)
+		if len(ids) == 1 {
+			id = ids[0]
+		}
+		return len(ids) == 1
+	})
+	return id
+}
+
+// noTwice sees that nothing was done twice: each session opened and closed once,
+// each grant ended once, and the ledger adds up.
+func (h *house) noTwice(p person) {
+	h.t.Helper()
+	for _, action := range []string{"session.opened", "session.closed", "grant.ended", "person.locked"} {
+		seen := map[string]bool{}
+		for _, e := range p.entries(action) {
+			what := e.Session + e.Object
+			if seen[what] && action != "person.locked" {
+				h.t.Errorf("%s of %s is there twice", action, what)
+			}
+			seen[what] = true
+		}
+	}
+	p.ok("ledger", "verify")
+}
 
 func TestTwoServersAreOne(t *testing.T) {
 	needRoot(t)
-	a := place(t, "a", cluster.Database(t)).start()
-	ada := a.first()
-	b := ada.another(t, "b").start()
-	adaB := ada.via(b)
-	ben := ada.add("ben", "operator")
-	cleo := ada.add("cleo", "developer")
-	labHost(t, "web-1", ada.invite("web-1"), a.data, b.data)
-	until(t, "web-1 to be online at b", func() bool { return adaB.stateOf("web-1") == "online" })
-	_ = ben
+	h := open(t)
+	adaB, benB, cleoB := h.ada.via(h.b), h.ben.via(h.b), h.cleo.via(h.b)
 
-	if out := cleo.via(b).ok("ssh", "web-1", "--", "hostname; whoami"); out != "web-1\ncleo\n" {
-		t.Errorf("a session by way of the other server says %q", out)
-	}
-	t.Run("a session is watched, paused and stopped from the server that is not its home", func(t *testing.T) {
-		long := cleo.begin("ssh", "web-1", "--", "echo up; sleep 300")
+	t.Run("a stock client reaches both hosts through either server", func(t *testing.T) {
+		for _, p := range []person{h.cleo, cleoB} {
+			for _, host := range []string{"web-1", "web-2"} {
+				r := begin(t, exec.Command("ssh", "-F", filepath.Join(p.home, "ssh_config"), host+"@handrail", "hostname; whoami"))
+				if code := r.ends(); code != 0 || r.out.String() != host+"\ncleo\n" {
+					t.Errorf("ssh %s at %s: exit %d: %s", host, p.at.name, code, r.out)
+				}
+			}
+		}
+	})
+	t.Run("a session is watched, paused and stopped where it does not live", func(t *testing.T) {
+		long := h.cleo.begin("ssh", "web-1", "--", "echo up; sleep 2; echo seen; sleep 300")
 		long.says("up")
-		var list struct {
-			Sessions []struct{ ID, State string }
-		}
-		until(t, "the session at b", func() bool { adaB.json(&list, "sessions", "--live", "-o", "json"); return len(list.Sessions) == 1 })
-		id := list.Sessions[0].ID
+		id := adaB.oneLive("cleo")
+		watch := adaB.begin("watch", id)
+		watch.says("up")
 		adaB.ok("pause", id)
-		if out := adaB.ok("sessions", "--live"); !strings.Contains(out, id) {
-			t.Error(out)
-		}
 		adaB.ok("resume", id)
 		adaB.ok("stop", id, "--reason", "enough")
 		if code := long.ends(); code == 0 || !strings.Contains(long.out.String(), "enough") {
 			t.Errorf("exit %d: %s", code, long.out)
 		}
+		watch.says("enough")
+		if out := adaB.ok("replay", id, "--speed", "64"); !strings.Contains(out, "up") {
+			t.Errorf("the recording that lies with the other server says %q", out)
+		}
 	})
-	t.Log(adaB.ok("servers", "-o", "wide"))
-	t.Log(adaB.ok("ledger", "verify"))
+	t.Run("asked for here, approved there, used there, revoked here", func(t *testing.T) {
+		var ask struct{ ID string }
+		h.cleo.json(&ask, "elevate", "web-2", "--reason", "disk full", "--for", "30m", "-o", "json")
+		benB.ok("approve", ask.ID, "--yes")
+		long := cleoB.begin("ssh", "--write", "web-2", "--", "echo up; sleep 300")
+		long.says("up")
+		h.ada.ok("revoke", ask.ID, "--reason", "no")
+		if code := long.ends(); code == 0 {
+			t.Errorf("exit %d: %s", code, long.out)
+		}
+	})
+	t.Run("a lock at one server kills at the other", func(t *testing.T) {
+		var all []*process
+		for _, host := range []string{"web-1", "web-2"} {
+			for _, p := range []person{h.cleo, cleoB} {
+				long := p.begin("ssh", host, "--", "echo up; sleep 300")
+				long.says("up")
+				all = append(all, long)
+			}
+		}
+		began := time.Now()
+		adaB.ok("lock", "cleo", "--reason", "lost laptop")
+		t.Logf("the lock returned after %s", time.Since(began).Round(time.Millisecond))
+		for _, p := range all {
+			if code := p.ends(); code == 0 {
+				t.Errorf("exit %d: %s", code, p.out)
+			}
+		}
+		t.Logf("all clients ended after %s", time.Since(began).Round(time.Millisecond))
+		for _, p := range []person{h.cleo, cleoB} {
+			if r := p.run("ssh", "web-1", "--", "true"); r.code == 0 {
+				t.Errorf("who is locked gets a session at %s", p.at.name)
+			}
+		}
+		h.ada.ok("unlock", "cleo", "--reason", "found")
+	})
+	t.Run("a server that drains sends nodes and people to the other", func(t *testing.T) {
+		long := benB.begin("ssh", "web-1", "--", "echo up; sleep 5; echo bye") // a drain waits for it
+		long.says("up")
+		h.ada.ok("server", "drain", "b", "--reason", "upgrade")
+		until(t, "b to refuse sessions", func() bool { return benB.run("ssh", "web-2", "--", "true").code != 0 })
+		until(t, "both nodes at a", func() bool {
+			var list struct {
+				Servers []struct{ Name, Nodes string }
+			}
+			h.ada.json(&list, "servers", "-o", "json")
+			for _, s := range list.Servers {
+				if s.Name == "b" && s.Nodes != "0" {
+					return false
+				}
+			}
+			return h.ada.stateOf("web-1") == "online" && h.ada.stateOf("web-2") == "online"
+		})
+		if out := h.ben.ok("ssh", "web-2", "--", "hostname"); out != "web-2\n" {
+			t.Error(out)
+		}
+		long.says("about to restart")
+		long.says("bye")
+		h.b.stop()
+		h.b.start()
+		until(t, "b to take sessions again", func() bool { return benB.run("ssh", "web-2", "--", "true").code == 0 })
+	})
+	h.noTwice(adaB)
+	h.killed(t)
+	h.noTwice(h.ada)
+}
+
+// killed ends one server as a power cut does, and sees what the other makes of it.
+func (h *house) killed(t *testing.T) {
+	t.Helper()
+	adaB, benB := h.ada.via(h.b), h.ben.via(h.b)
+	atA := h.ben.begin("ssh", "web-1", "--", "echo up; sleep 300")
+	atA.says("up")
+	lost := h.ada.oneLive("ben")
+	h.a.kill()
+	if code := atA.ends(); code == 0 {
+		t.Errorf("the session of the server that is gone ended well: %s", atA.out)
+	}
+	began := time.Now()
+	until(t, "both nodes at b", func() bool {
+		return benB.run("ssh", "web-1", "--", "true").code == 0 && benB.run("ssh", "web-2", "--", "true").code == 0
+	})
+	t.Logf("both hosts were usable at b %s after a was killed", time.Since(began).Round(time.Millisecond))
+	atB := benB.begin("ssh", "web-1", "--", "echo up; sleep 300")
+	atB.says("up")
+	h.a.start()
+	until(t, "the session of the server that was killed to be closed as lost", func() bool {
+		return slices.ContainsFunc(adaB.entries("session.closed"), func(e entry) bool { return e.Session == lost && e.Outcome == "lost" })
+	})
+	if !atB.running() {
+		t.Errorf("a session of the server that lived ended: %s", atB.out)
+	}
+	_ = atB.cmd.Process.Signal(unix.SIGTERM)
+	atB.ends()
 }

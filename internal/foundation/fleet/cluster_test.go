@@ -1,0 +1,303 @@
+package fleet
+
+import (
+	"bufio"
+	"context"
+	"crypto/ed25519"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/wire"
+)
+
+// colleague is one of several servers of an installation.
+type colleague struct {
+	*Fleet
+	ring  *keyring.Ring
+	route string
+	asked atomic.Int64 // how often it was asked something
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// colleagues are servers with one ring; each calls the buses of those before it.
+func colleagues(t *testing.T, n int, routed bool, o Outside) []*colleague {
+	t.Helper()
+	keys := t.TempDir()
+	if err := keyring.Init(keys+"/keys", keys+"/root", "handrail/test"); err != nil {
+		t.Fatal(err)
+	}
+	var all []*colleague
+	var list []Peer
+	var routes []string
+	for i := range n {
+		ring, err := keyring.Open(keys + "/keys")
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := fmt.Sprintf("v-%d", i)
+		if err := ring.ActAs(id); err != nil {
+			t.Fatal(err)
+		}
+		cert, err := ring.ServerCertificates([]string{"127.0.0.1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		s, err := store.Open(t.Context(), store.Config{DSN: "sqlite:" + dir, Origin: ring.Origin(), Signer: ring.Log(), Verifier: ring.LogVerifier(),
+			Seals: ring.Subjects(), Spool: dir, Observations: Observations()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		c := &colleague{ring: ring}
+		cluster := &Cluster{ID: id, Host: "127.0.0.1", Port: freePort(t), Cert: cert, Outside: o}
+		c.route = net.JoinHostPort("127.0.0.1", fmt.Sprint(cluster.Port))
+		if routed {
+			cluster.Routes = routes
+		}
+		c.Fleet, err = New(t.Context(), Deps{
+			Store: s, Ring: ring, Log: slog.New(slog.DiscardHandler), Changed: func(string) {}, Cluster: cluster,
+			Answer: func(_ context.Context, from, what string, body []byte) ([]byte, error) {
+				c.asked.Add(1)
+				return []byte(id + " heard " + what + " " + string(body) + " from " + from), nil
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = c.Run(ctx) }()
+		t.Cleanup(func() { cancel(); <-done })
+		routes, list, all = append(routes, c.route), append(list, Peer{ID: id, Alive: true}), append(all, c)
+	}
+	for _, c := range all {
+		c.UsePeers(list)
+	}
+	return all
+}
+
+// hears waits until one server answers another.
+func hears(t *testing.T, from, to *colleague) {
+	t.Helper()
+	end := time.Now().Add(time.Minute)
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		answer, err := from.Ask(ctx, to.d.Cluster.ID, "test", []byte("words"))
+		cancel()
+		if err == nil {
+			if want := to.d.Cluster.ID + " heard test words from " + from.d.Cluster.ID; string(answer) != want {
+				t.Fatalf("the answer is %q, not %q", answer, want)
+			}
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestServersAskEachOtherOverTheirRoutedBuses(t *testing.T) {
+	all := colleagues(t, 3, true, Outside{})
+	for _, from := range all {
+		for _, to := range all {
+			if from != to {
+				hears(t, from, to)
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if got := all[0].AskAll(ctx, "test", nil); len(got) != 2 {
+		t.Errorf("%d of 2 others answered", len(got))
+	}
+}
+
+func TestNoNodeActsAsARouteAndTheClientsPortLetsNobodyIn(t *testing.T) {
+	all := colleagues(t, 2, true, Outside{})
+	hears(t, all[0], all[1])
+	own, err := all[1].d.Cluster.Cert()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pretend(t, all[0].route, all[0].ring, []tls.Certificate{*own}); err != nil {
+		t.Fatalf("not even a server is let in: %v", err)
+	}
+	routes := all[0].Routed()
+	node := certify(t, all[0].ring, "h-00000001")
+	for what, certs := range map[string][]tls.Certificate{"a node": {node}, "a stranger": nil} {
+		if err := pretend(t, all[0].route, all[0].ring, certs); err == nil {
+			t.Errorf("%s is let in as a route", what)
+		}
+		if err := pretend(t, all[0].bus.nats.Addr().String(), all[0].ring, certs); err == nil {
+			t.Errorf("%s is let in as a client", what)
+		}
+	}
+	if got := all[0].Routed(); got != routes {
+		t.Errorf("there are %d routes, not %d", got, routes)
+	}
+}
+
+// pretend speaks NATS to a port until it is answered.
+func pretend(t *testing.T, address string, ring *keyring.Ring, certs []tls.Certificate) error {
+	t.Helper()
+	raw, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	_ = raw.SetDeadline(time.Now().Add(time.Minute))
+	if line, err := bufio.NewReaderSize(raw, 16).ReadSlice('{'); err == nil && !strings.HasPrefix(string(line), "INFO ") {
+		t.Fatalf("it says %q", line)
+	}
+	// The rest of INFO is read by no TLS client: begin anew behind it.
+	return handshakeAfterInfo(raw, ring, certs)
+}
+
+func handshakeAfterInfo(raw net.Conn, ring *keyring.Ring, certs []tls.Certificate) error {
+	c := tls.Client(&afterLine{Conn: raw}, &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: ring.CAPool(), ServerName: keyring.ServerName, Certificates: certs})
+	if err := c.Handshake(); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte("CONNECT {\"verbose\":true,\"name\":\"liar\"}\r\nPING\r\n")); err != nil {
+		return err
+	}
+	_, err := c.Read(make([]byte, 16)) // with TLS 1.3 the server's refusal comes with the first read
+	return err
+}
+
+// afterLine skips what is left of a line.
+type afterLine struct {
+	net.Conn
+	done bool
+}
+
+func (a *afterLine) Read(p []byte) (int, error) {
+	one := make([]byte, 1)
+	for !a.done {
+		if _, err := a.Conn.Read(one); err != nil {
+			return 0, err
+		}
+		a.done = one[0] == '\n'
+	}
+	return a.Conn.Read(p)
+}
+
+// outsiders are three NATS servers of somebody else's.
+func outsiders(t *testing.T) (list []*server.Server, o Outside) {
+	t.Helper()
+	var routes []*url.URL
+	for i := range 3 {
+		s, err := server.NewServer(&server.Options{ServerName: fmt.Sprintf("n%d", i), Host: "127.0.0.1", Port: server.RANDOM_PORT, NoLog: true, NoSigs: true, Routes: routes,
+			Cluster: server.ClusterOpts{Name: "theirs", Host: "127.0.0.1", Port: server.RANDOM_PORT}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go s.Start()
+		if !s.ReadyForConnections(time.Minute) {
+			t.Fatal("a NATS server did not start")
+		}
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		routes = append(routes, &url.URL{Scheme: "nats-route", Host: s.ClusterAddr().String()})
+		list, o.URLs = append(list, s), append(o.URLs, s.ClientURL())
+	}
+	return list, o
+}
+
+func TestServersReachEachOtherThroughANATSOfSomebodyElse(t *testing.T) {
+	theirs, o := outsiders(t)
+	all := colleagues(t, 2, false, o) // with no route between them
+	hears(t, all[0], all[1])
+	hears(t, all[1], all[0])
+	theirs[0].Shutdown()
+	hears(t, all[0], all[1])
+	hears(t, all[1], all[0])
+}
+
+func TestANATSThatLiesCanLoseAndDelayAndNothingElse(t *testing.T) {
+	_, o := outsiders(t)
+	all := colleagues(t, 2, false, o)
+	a, b := all[0], all[1]
+	liar, err := nats.Connect(strings.Join(o.URLs, ","))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer liar.Close()
+	heard := make(chan *nats.Msg, 1024)
+	if _, err := liar.ChanSubscribe(">", heard); err != nil {
+		t.Fatal(err)
+	}
+	if err := liar.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	hears(t, a, b)
+	before := b.asked.Load()
+	var ask *nats.Msg
+	for ask == nil {
+		select {
+		case m := <-heard:
+			if m.Subject == b.askSubject("v-1") {
+				ask = m
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("nothing was heard")
+		}
+	}
+	own := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
+	forged, err := wire.SignPeerAsk(wire.PeerAsk{V: 1, Nonce: make([]byte, wire.NonceSize), From: "v-0", To: "v-1", Issued: time.Now().UnixMicro(), What: "test"}, own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale, err := wire.SignPeerAsk(wire.PeerAsk{V: 1, Nonce: make([]byte, wire.NonceSize), From: "v-0", To: "v-1", Issued: time.Now().Add(-time.Hour).UnixMicro(), What: "test"}, a.ring.Order())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, err := wire.SignPeerAsk(wire.PeerAsk{V: 1, Nonce: []byte("0123456789abcdef"), From: "v-9", To: "v-1", Issued: time.Now().UnixMicro(), What: "test"}, a.ring.Order())
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed := append([]byte(nil), ask.Data...)
+	changed[len(changed)/2] ^= 1
+	for _, lie := range [][]byte{ask.Data, ask.Data, changed, forged, stale, stranger, nil, []byte("{}"), make([]byte, wire.MaxPeer+1)} {
+		if err := liar.Publish(ask.Subject, lie); err != nil {
+			t.Fatal(err)
+		}
+		if err := liar.Publish(a.answerSubject("v-0"), lie); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A node's subjects and a brake's are of no use out there.
+	for _, subject := range []string{wire.UpSubject("h-00000001", wire.UpEvent), wire.DownSubject("h-00000001", wire.DownBrake), wire.FleetSubject(wire.DownBrake)} {
+		if err := liar.Publish(subject, []byte("{}")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := liar.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	hears(t, a, b) // after all of them, since one server's subscription is in order
+	if got := b.asked.Load(); got != before+1 {
+		t.Errorf("it was asked %d times, not once", got-before)
+	}
+}
