@@ -22,10 +22,12 @@ func open(t *testing.T) *house {
 	t.Helper()
 	h := &house{t: t, a: place(t, "a", cluster.Database(t)).start()}
 	h.ada = h.a.first()
-	h.b = h.ada.another(t, "b").start()
 	h.ben, h.cleo = h.ada.add("ben", "operator"), h.ada.add("cleo", "developer")
-	for _, name := range []string{"web-1", "web-2"} {
-		labHost(t, name, h.ada.invite(name), h.a.data, h.b.data)
+	tokens := map[string]string{"web-1": h.ada.invite("web-1"), "web-2": h.ada.invite("web-2")}
+	h.ada.ok("bootstrap", "end")
+	h.b = h.ada.another(t, "b", h.ben).start()
+	for name, token := range tokens {
+		labHost(t, name, token, h.a.data, h.b.data)
 	}
 	until(t, "both hosts to be online at both servers", func() bool {
 		for _, p := range []person{h.ada, h.ada.via(h.b)} {
@@ -163,7 +165,6 @@ func TestTwoServersAreOne(t *testing.T) {
 				t.Errorf("who is locked gets a session at %s", p.at.name)
 			}
 		}
-		h.ada.ok("unlock", "cleo", "--reason", "found")
 	})
 	t.Run("a server that drains sends nodes and people to the other", func(t *testing.T) {
 		long := benB.begin("ssh", "web-1", "--", "echo up; sleep 5; echo bye") // a drain waits for it

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -443,14 +444,22 @@ func (p person) stateOf(host string) string {
 	return ""
 }
 
-// another joins a second server by the token of the first.
-func (p person) another(t *testing.T, name string) *server {
+// another joins a second server by the token of the first. agrees is whoever
+// compares its key and says yes.
+func (p person) another(t *testing.T, name string, agrees person) *server {
 	t.Helper()
 	b := place(t, name, p.at.database)
 	var invited struct{ Token string }
 	p.json(&invited, "server", "invite", name, "-o", "json")
 	join := begin(t, exec.Command(binary, "server", "join", "--data", b.data, "--listen", b.page, "--ssh-listen", b.ss,
 		"--token-file", tokenFile(t, invited.Token)))
+	join.says("handrail approve ")
+	words := strings.Fields(join.out.String())
+	key, id := words[slices.Index(words, "key")+1], words[slices.Index(words, "approve")+1]
+	if shown := agrees.ok("requests", "-o", "json"); !strings.Contains(shown, key) {
+		t.Errorf("the approver does not see the key %s:\n%s", key, shown)
+	}
+	agrees.ok("approve", id, "--yes")
 	if join.ends() != 0 {
 		t.Fatalf("server join: %s", join.out)
 	}
