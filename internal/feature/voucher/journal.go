@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
@@ -73,7 +74,7 @@ func (x *Vouchers) Keys(ctx context.Context, host string, data []byte) []byte {
 
 func (x *Vouchers) entrance(ctx context.Context, host string) (row entranceRow, found bool, err error) {
 	err = x.d.Store.View(ctx, func(v *store.View) error {
-		rows, err := store.All[entranceRow](v, `SELECT host, address, port, host_key, journal_key, number, version FROM entrances WHERE host = $1`, host)
+		rows, err := store.All[entranceRow](v, `SELECT host, address, port, host_key, journal_key, number, head, version FROM entrances WHERE host = $1`, host)
 		if len(rows) > 0 {
 			row, found = rows[0], true
 		}
@@ -81,6 +82,9 @@ func (x *Vouchers) entrance(ctx context.Context, host string) (row entranceRow, 
 	})
 	return row, found, err
 }
+
+// client is what the list of sessions says of how somebody came in.
+const client = "voucher"
 
 const (
 	maxArriving = 64      // journals of one host on their way
@@ -277,7 +281,6 @@ type used struct {
 	Number   int64  `json:"number"`
 	Drill    string `json:"drill,omitempty"`
 	Command  string `json:"command,omitempty"`
-	Before   int64  `json:"missing_before,omitempty"` // journals of this host that are missing
 }
 
 // announce records that a voucher was used, once, and makes it void. It
@@ -289,13 +292,20 @@ func (x *Vouchers) announce(ctx context.Context, host, path string) (*wire.Journ
 	}
 	f.Close()
 	h := r.Head
-	terms, serial, err := termsOf(h.Certificate)
+	terms, serial, ceremony, err := x.d.Ring.VoucherIn(h.Certificate)
+	if _, here := terms.On(host); err == nil && !here {
+		err = fault.New(fault.Denied, "cannot accept journal: its voucher does not name this host")
+	}
 	if err != nil {
 		x.refused(ctx, host, path, err)
 		return nil, err
 	}
+	if err := x.mine(ctx, host, h.Session); err != nil {
+		x.refused(ctx, host, path, err)
+		return nil, err
+	}
 	_, err = x.d.Store.Record(ctx, "voucher-used/"+h.Session, func(tx *store.Tx) ([]ledger.Entry, error) {
-		rows, err := store.All[entranceRow](tx, `SELECT host, address, port, host_key, journal_key, number, version FROM entrances WHERE host = $1`, host)
+		rows, err := store.All[entranceRow](tx, `SELECT host, address, port, host_key, journal_key, number, head, version FROM entrances WHERE host = $1`, host)
 		if err != nil || len(rows) == 0 {
 			return nil, err
 		}
@@ -314,18 +324,22 @@ func (x *Vouchers) announce(ctx context.Context, host, path string) (*wire.Journ
 			return nil, err
 		}
 		p := used{V: 1, Session: h.Session, Host: at.Name, Person: terms.Person, Name: terms.PersonName, Serial: serial, Known: known > 0,
-			Ceremony: h.Offline, Officers: joined(terms.Officers), Account: h.Account, Source: h.Source, LostMS: h.LostMS, Number: h.Number, Drill: h.Drill, Command: h.Command}
+			Ceremony: ceremony, Officers: joined(terms.Officers), Account: h.Account, Source: h.Source, LostMS: h.LostMS, Number: h.Number, Drill: h.Drill, Command: h.Command}
 		e := ledger.Entry{Action: Used, Subjects: []string{x.subject(tx, terms)}, Session: h.Session, Target: "host/" + host, Payload: p}
 		if known == 0 {
 			e.Outcome = ledger.Unknown
 		}
 		entries := []ledger.Entry{e}
-		if gap := h.Number - rows[0].Number - 1; gap > 0 {
+		switch gap := h.Number - rows[0].Number - 1; {
+		case gap > 0:
 			entries = append(entries, ledger.Entry{Action: Missing, Outcome: ledger.Lost, Subjects: []string{host}, Target: "host/" + host,
 				Payload: map[string]any{"v": 1, "from": rows[0].Number + 1, "to": h.Number - 1, "seen": h.Session}})
+		case gap < 0 || rows[0].Head != "" && rows[0].Head != hex.EncodeToString(h.Before):
+			entries = append(entries, ledger.Entry{Action: Refused, Outcome: ledger.Denied, Subjects: []string{host}, Target: "host/" + host,
+				Payload: map[string]any{"v": 1, "session": h.Session, "why": "it does not follow the host's last one: the host tells two stories"}})
 		}
 		if h.Number > rows[0].Number {
-			_, err = tx.Exec(`UPDATE entrances SET number = $1 WHERE host = $2`, h.Number, host)
+			_, err = tx.Exec(`UPDATE entrances SET number = $1, head = $2 WHERE host = $3`, h.Number, hex.EncodeToString(r.HeadHash), host)
 		}
 		return entries, err
 	})
@@ -343,14 +357,19 @@ func joined(words []string) string {
 	return out
 }
 
-func termsOf(raw []byte) (wire.VoucherTerms, uint64, error) {
-	key, err := ssh.ParsePublicKey(raw)
-	cert, ok := key.(*ssh.Certificate)
-	if err != nil || !ok {
-		return wire.VoucherTerms{}, 0, fault.New(fault.Denied, "cannot accept journal: there is no voucher in it")
+// mine refuses a journal that names a session which is not this host's own by
+// voucher: a host that lies must not conclude what others did.
+func (x *Vouchers) mine(ctx context.Context, host, id string) error {
+	old, err := x.d.Sessions.Get(ctx, id)
+	switch {
+	case fault.KindOf(err) == fault.NotFound:
+		return nil
+	case err != nil:
+		return err
+	case old.Host != host || old.Client != client:
+		return fault.New(fault.Denied, "cannot accept journal: session %s was another", id)
 	}
-	terms, err := wire.ParseVoucherTerms(cert.CriticalOptions[wire.VoucherOption])
-	return terms, cert.Serial, err
+	return nil
 }
 
 // subject is whose key seals what is recorded: the person's, where there is
@@ -392,7 +411,7 @@ func (x *Vouchers) keep(ctx context.Context, host, path string, size int64) erro
 	}
 	defer f.Close()
 	h := r.Head
-	terms, _, err := termsOf(h.Certificate)
+	terms, _, _, err := x.d.Ring.VoucherIn(h.Certificate)
 	if err != nil {
 		return err
 	}
@@ -511,7 +530,7 @@ func (x *Vouchers) info(ctx context.Context, h wire.JournalHead, terms wire.Vouc
 		i = session.Info{
 			ID: h.Session, Person: person, PersonName: name, Host: at.ID, HostName: at.Name, Environment: at.Environment, Scope: at.Scope,
 			Level: wire.LevelWrite, Kind: h.Kind, Started: started, BreakGlass: true, Account: h.Account, Command: wire.Plain(h.Command, 4096),
-			Client: "voucher", Source: wire.Plain(h.Source, 64), Reason: reasonOf(h.Session, terms), Version: 1,
+			Client: client, Source: wire.Plain(h.Source, 64), Reason: reasonOf(h.Session, terms), Version: 1,
 		}
 		if h.Drill == "" && person != ledger.System {
 			i.Grant = "g-" + h.Session[2:]

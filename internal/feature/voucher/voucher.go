@@ -93,6 +93,7 @@ func Schema() []store.Migration {
 	failure TEXT NOT NULL,
 	version BIGINT NOT NULL
 )`},
+		{Name: "voucher-5-heads", SQL: `ALTER TABLE entrances ADD COLUMN head TEXT NOT NULL DEFAULT ''`},
 	}
 }
 
@@ -173,6 +174,7 @@ type entranceRow struct {
 	HostKey    string `db:"host_key"`
 	JournalKey string `db:"journal_key"`
 	Number     int64  `db:"number"`
+	Head       string `db:"head"` // hash of the head of that journal, hex
 	Version    int64  `db:"version"`
 }
 
@@ -303,7 +305,7 @@ func (x *Vouchers) places(ctx context.Context, tx *store.Tx, by identity.Princip
 		return err
 	}
 	for _, h := range hosts {
-		rows, err := store.All[entranceRow](tx, `SELECT host, address, port, host_key, journal_key, number, version FROM entrances WHERE host = $1`, h.ID)
+		rows, err := store.All[entranceRow](tx, `SELECT host, address, port, host_key, journal_key, number, head, version FROM entrances WHERE host = $1`, h.ID)
 		if err != nil {
 			return err
 		}

@@ -170,3 +170,31 @@ func (r *Ring) Adopt(signed []byte) (version int64, err error) {
 	}
 	return b.Version, d.replace(fileBundle, signed)
 }
+
+// VoucherIn reads a voucher that a host took: made by an authority of this
+// installation, whatever its time is now.
+func (r *Ring) VoucherIn(raw []byte) (terms wire.VoucherTerms, serial uint64, offline bool, err error) {
+	bad := func(why string) (wire.VoucherTerms, uint64, bool, error) {
+		return wire.VoucherTerms{}, 0, false, fault.New(fault.Denied, "cannot accept voucher: %s", why)
+	}
+	key, err := ssh.ParsePublicKey(raw)
+	cert, ok := key.(*ssh.Certificate)
+	if err != nil || !ok {
+		return bad("it is none")
+	}
+	signer := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(cert.SignatureKey)))
+	offline = slices.Contains(r.bundle.OfflineCA, signer)
+	if !offline && !slices.Contains(r.bundle.VoucherCA, signer) {
+		return bad("no authority of this installation made it")
+	}
+	checker := ssh.CertChecker{
+		SupportedCriticalOptions: []string{wire.VoucherOption, "force-command", "verify-required"},
+		Clock:                    func() time.Time { return time.Unix(int64(cert.ValidAfter), 0) },
+		IsUserAuthority:          func(ssh.PublicKey) bool { return true }, // decided above
+	}
+	if err := checker.CheckCert(wire.VoucherPrincipal, cert); err != nil {
+		return bad(err.Error())
+	}
+	terms, err = wire.ParseVoucherTerms(cert.CriticalOptions[wire.VoucherOption])
+	return terms, cert.Serial, offline, err
+}

@@ -79,11 +79,10 @@ func (b *bus) journals(ctx context.Context) error {
 			if j.Live && sent[j.Session] == j.Size {
 				continue // nothing new
 			}
-			if jerr := b.carry(ctx, j); jerr != nil && err == nil {
-				err = jerr
-			} else if jerr == nil {
-				sent[j.Session] = j.Size
+			if err = b.carry(ctx, j); err != nil {
+				break // one after the other, so that none seems to be missing
 			}
+			sent[j.Session] = j.Size
 		}
 		if err != nil && ctx.Err() == nil {
 			b.l.log.Warn("what was recorded without a server did not go up", "error", err)

@@ -154,7 +154,7 @@ func readOrMake(path string, v any, fresh func()) error {
 func (d *entrances) status() Entrance {
 	open, _ := d.w.judge.open()
 	return Entrance{
-		Open:    open && d.w.judge.policy.vouchers(admitted{Voucher: entrance.Voucher{VoucherTerms: wire.VoucherTerms{Key: wire.KeyHardware}}}) == nil,
+		Open:    open && d.w.judge.policy.voucherMode() != vouchersNo,
 		HostKey: string(ssh.MarshalAuthorizedKey(d.host.PublicKey())), Journal: d.journal.Public().(ed25519.PublicKey),
 	}
 }
@@ -194,7 +194,7 @@ func (d *entrances) saveLocked(next memory) error {
 // line for the link. When too many stand there, the one who came first goes:
 // the newcomer may be the one who is needed.
 func (d *entrances) enter(source string) (*os.File, error) {
-	if open, _ := d.w.judge.open(); !open {
+	if !d.status().Open {
 		return nil, refuse(RuleVoucher, "cannot open the entrance: a server answered a moment ago")
 	}
 	c, f, err := d.admit(wire.Plain(source, 64))
@@ -432,7 +432,7 @@ func (d *entrances) start(c *child, ask entrance.Ask) (*os.File, error) {
 func (d *entrances) wall(text string) {
 	ctx, cancel := context.WithTimeout(d.w.life, wallTime)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "wall", text)
+	cmd := exec.CommandContext(ctx, "/usr/bin/wall", text)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}
 	if err := cmd.Run(); err != nil {
 		d.w.log.Warn("those who are on this host could not be told of an offline break-glass", "error", err)

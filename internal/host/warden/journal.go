@@ -21,13 +21,13 @@ import (
 // its session still runs.
 type Journal struct {
 	Session string `json:"session"`
+	Number  int64  `json:"number"`
 	Size    int64  `json:"size"`
 	Live    bool   `json:"live"`
 }
 
 const (
-	maxJournals = 256     // that wait for a server; then no further session by voucher
-	leastFree   = 1 << 28 // of the disk
+	maxJournals = 256 // that wait for a server; then no further session by voucher
 )
 
 func (d *entrances) journalDir() string { return filepath.Join(d.dir, "journal") }
@@ -107,10 +107,25 @@ func (d *entrances) list() ([]Journal, error) {
 			continue
 		}
 		live := len(d.w.run.where(func(l *live) bool { return l.id == e.Name() })) > 0
-		out = append(out, Journal{Session: e.Name(), Size: min(info.Size(), wire.MaxJournal), Live: live})
+		out = append(out, Journal{Session: e.Name(), Number: d.numberOf(e.Name()), Size: min(info.Size(), wire.MaxJournal), Live: live})
 	}
-	sort.Slice(out, func(i, j int) bool { return out[i].Session < out[j].Session })
+	// In the order in which they began: a number that is left out is missed.
+	sort.Slice(out, func(i, j int) bool { return out[i].Number < out[j].Number })
 	return out, nil
+}
+
+// numberOf is what the head of a journal says; 0 while there is none.
+func (d *entrances) numberOf(session string) int64 {
+	f, err := os.Open(filepath.Join(d.journalDir(), session))
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	r, err := wire.OpenJournal(f, d.journal.Public().(ed25519.PublicKey))
+	if err != nil {
+		return 0
+	}
+	return r.Head.Number
 }
 
 func (d *entrances) read(session string, from int64) ([]byte, error) {

@@ -179,15 +179,8 @@ const (
 // approvers' signatures gets none with a voucher, so it has to say that it
 // takes them all the same.
 func (h hostPolicy) vouchers(a admitted) error {
-	mode := h.Vouchers
-	if mode == "" {
-		mode = vouchersYes
-		if len(h.keys) > 0 {
-			mode = vouchersNo
-		}
-	}
-	switch {
-	case mode == vouchersNo || h.NoWrite:
+	switch mode := h.voucherMode(); {
+	case mode == vouchersNo:
 		return refuse(RulePolicy, "cannot use vouchers here: this host's own policy refuses them")
 	case mode == vouchersHardware && a.Key != wire.KeyHardware:
 		return refuse(RulePolicy, "cannot use this voucher here: this host's own policy wants a key that asks for a touch")
@@ -197,6 +190,18 @@ func (h hostPolicy) vouchers(a admitted) error {
 		return refuse(RulePolicy, "cannot use this voucher here: this host's own policy does not allow account %s", a.account)
 	}
 	return nil
+}
+
+func (h hostPolicy) voucherMode() string {
+	switch {
+	case h.NoWrite:
+		return vouchersNo
+	case h.Vouchers != "":
+		return h.Vouchers
+	case len(h.keys) > 0:
+		return vouchersNo
+	}
+	return vouchersYes
 }
 
 func checkVouchersWord(word string) error {

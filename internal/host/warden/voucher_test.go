@@ -561,3 +561,62 @@ func TestADrillLetsInTheOneWhoIsNamed(t *testing.T) {
 		t.Errorf("%d recordings", len(heads))
 	}
 }
+
+func TestTheHostsOwnPolicySaysWhichVouchersCount(t *testing.T) {
+	file := admitted{account: "root"}
+	file.Key = wire.KeyFile
+	hard := file
+	hard.Key = wire.KeyHardware
+	app := file
+	app.account = "app"
+	for name, c := range map[string]struct {
+		policy hostPolicy
+		a      admitted
+		ok     bool
+	}{
+		"nothing said":                    {hostPolicy{}, file, true},
+		"no":                              {hostPolicy{Vouchers: "no"}, hard, false},
+		"hardware, a file":                {hostPolicy{Vouchers: "hardware"}, file, false},
+		"hardware, a touch":               {hostPolicy{Vouchers: "hardware"}, hard, true},
+		"no write":                        {hostPolicy{Vouchers: "yes", NoWrite: true}, hard, false},
+		"no root":                         {hostPolicy{NoRoot: true}, hard, false},
+		"no root, another account":        {hostPolicy{NoRoot: true}, app, true},
+		"another account than is allowed": {hostPolicy{Accounts: []string{"web"}}, app, false},
+		"an account that is allowed":      {hostPolicy{Accounts: []string{"app"}}, app, true},
+		"approvers":                       {hostPolicy{keys: [][]byte{{1}}}, hard, false},
+		"approvers, and yes all the same": {hostPolicy{keys: [][]byte{{1}}, Vouchers: "yes"}, hard, true},
+	} {
+		if err := c.policy.vouchers(c.a); (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if checkVouchersWord("maybe") == nil {
+		t.Error("a word that means nothing is taken")
+	}
+}
+
+func TestTheEntrancesKeySignsExchangeHashesAndNothingElse(t *testing.T) {
+	d := &entrances{host: signer(t)}
+	for size, ok := range map[int]bool{0: false, 19: false, 32: true, 64: true, 65: false, 4096: false} {
+		if _, err := d.sign(make([]byte, size)); (err == nil) != ok {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+}
+
+// A local user cannot fake the link: the kernel says who speaks.
+func TestOnlyTheLinksAccountReachesTheEntrance(t *testing.T) {
+	g := leftAlone(t, nil)
+	g.lost()
+	stranger := g.b.asUser(65534)
+	if f, err := stranger.Enter(t.Context(), "here"); err == nil {
+		f.Close()
+		t.Error("a local account was let to the entrance")
+	}
+	if list, err := stranger.Journals(t.Context()); err == nil {
+		t.Errorf("a local account reads what was recorded: %v", list)
+	}
+	if e := g.b.event(wire.EventAlarm); !strings.Contains(e.Text, "only the link") {
+		t.Errorf("%+v", e)
+	}
+}

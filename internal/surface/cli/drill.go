@@ -111,6 +111,8 @@ func (t *tool) drill(ctx context.Context, host string, length time.Duration) err
 	if len(v.Hosts) != 1 {
 		return fault.New(fault.Invalid, "cannot drill on %d hosts: name one", len(v.Hosts)).WithHint("handrail drill break-glass --host %s", v.Hosts[0].Name)
 	}
+	// The voucher for one host, and used: afterwards there is a good one again.
+	defer func() { _, _ = t.fetchVoucher(context.WithoutCancel(ctx), c, "", nil) }()
 	began := time.Now()
 	r, err := c.vouchers.Drill(ctx, &v1.DrillRequest{Host: v.Hosts[0].ID, For: durationpb.New(length)})
 	if err != nil {
@@ -130,9 +132,7 @@ func (t *tool) drill(ctx context.Context, host string, length time.Duration) err
 		return fault.New(fault.Unavailable, "the drill failed after %s: %v", took.Round(10*time.Millisecond), failure).WithHint("handrail host show %s", clean(r.HostName))
 	}
 	fmt.Fprintf(t.out(), "drill %s: a recorded shell on %s after %s\n", r.Id, clean(r.HostName), took.Round(10*time.Millisecond))
-	// The voucher was used, so it is void now; there should be a good one.
-	_, err = t.fetchVoucher(ctx, c, "", nil)
-	return err
+	return nil
 }
 
 // rehearse runs the stock client until the entrance has opened and a shell has

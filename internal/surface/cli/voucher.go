@@ -31,6 +31,9 @@ const (
 // voucherFor is how old a voucher may be before any command renews it.
 const voucherFor = 12 * time.Hour
 
+// voucherRest is how long a renewal that failed is not tried again.
+const voucherRest = time.Hour
+
 // voucher is what the folder remembers of one.
 type voucher struct {
 	Serial  uint64         `json:"serial"`
@@ -38,6 +41,7 @@ type voucher struct {
 	KeyFile string         `json:"key_file"`
 	Asked   []string       `json:"asked,omitempty"` // hosts, as they were named
 	Fetched time.Time      `json:"fetched"`
+	Tried   time.Time      `json:"tried,omitzero"` // to renew it, in vain
 	Expires time.Time      `json:"expires"`
 	Hosts   []voucherPlace `json:"hosts"`
 	LeftOut []string       `json:"left_out,omitempty"`
@@ -278,7 +282,7 @@ func (t *tool) keepVoucher(cmd *cobra.Command) {
 		return
 	}
 	v, err := f.voucher()
-	if err != nil || t.Now().Sub(v.Fetched) < voucherFor {
+	if err != nil || t.Now().Sub(v.Fetched) < voucherFor || t.Now().Sub(v.Tried) < voucherRest {
 		return
 	}
 	c, err := t.client()
@@ -289,5 +293,9 @@ func (t *tool) keepVoucher(cmd *cobra.Command) {
 	defer cancel()
 	if _, err := t.fetchVoucher(ctx, c, v.KeyFile+".pub", v.Asked); err != nil {
 		t.say("handrail: your voucher is %s old and could not be renewed: %s", length(t.Now().Sub(v.Fetched)), cleanText(understand(err).Text))
+		v.Tried = t.Now()
+		if raw, err := json.MarshalIndent(v, "", "  "); err == nil {
+			_ = c.folder.write(fileVoucher, append(raw, '\n')) // else the next command tries
+		}
 	}
 }
