@@ -27,6 +27,10 @@ test: ## all tests; installs what they need from Debian's packages and npm, wher
 	$(GO) vet ./...
 	$(GO) test -timeout 20m ./...
 
+.PHONY: test-offline
+test-offline: ## the server is killed, a voucher opens a host, the server comes back (3 min, root)
+	HANDRAIL_TEST_OFFLINE=1 $(GO) test ./test/spine -run TestTheServerIsGone -v -count=1
+
 .PHONY: test-servers
 test-servers: ## two servers over one PostgreSQL, killed in turns, RUNS times (default 20)
 	HANDRAIL_TEST_RUNS=$${RUNS:-20} $(GO) test -count=1 -timeout 30m -run 'TestServersThatAreKilled|TestTwoServers|TestALeader|TestWorkThatALeader|Standby' -v ./internal/foundation/store

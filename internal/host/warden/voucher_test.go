@@ -608,6 +608,11 @@ func TestTheEntrancesKeySignsExchangeHashesAndNothingElse(t *testing.T) {
 func TestOnlyTheLinksAccountReachesTheEntrance(t *testing.T) {
 	g := leftAlone(t, nil)
 	g.lost()
+	for path, mode := range map[string]os.FileMode{g.b.dir: 0o755, filepath.Join(g.b.dir, "s"): 0o666} { // as if somebody had opened them
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
 	stranger := g.b.asUser(65534)
 	if f, err := stranger.Enter(t.Context(), "here"); err == nil {
 		f.Close()
