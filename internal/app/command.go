@@ -20,7 +20,7 @@ import (
 // Commands are the commands that run a role on this machine.
 func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{
-		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), storeCommand(), doctorCommand(), configCommand(),
+		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), storeCommand(), backupCommand(version), restoreCommand(), doctorCommand(), configCommand(),
 		serverCommand(version), witnessCommand(), serverRoleCommand(version), halfCommand("warden", "root", version), halfCommand("link", "network", version),
 		visitCommand(version),
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -48,23 +49,32 @@ func offline(cmd *cobra.Command, data, database string, work func(ctx context.Co
 	if !at.Root {
 		return work(cmd.Context(), place(dir))
 	}
-	return asAccount(cmd, at.Server, offlineEnv+"="+dir, databaseEnv+"="+database)
+	return exitAs(asServer(cmd, at, database))
 }
 
-// asAccount runs this command again under another account.
-func asAccount(cmd *cobra.Command, account int, env ...string) error {
-	again := exec.CommandContext(cmd.Context(), role.Program, os.Args[1:]...)
-	again.Cancel = func() error { return again.Process.Signal(syscall.SIGTERM) }
-	again.Env = append(env, "PATH=/usr/bin:/bin", "HOME=/")
-	again.Dir = "/"
+// asServer runs this command again as the server's account, with files from
+// descriptor 3 on.
+func asServer(cmd *cobra.Command, at role.Place, database string, files ...*os.File) error {
+	again := at.Command(role.Role{
+		Args: os.Args[1:], Account: at.Server, Files: files,
+		Env: []string{offlineEnv + "=" + at.Seen(at.Server), databaseEnv + "=" + database},
+	})
 	again.Stdin, again.Stdout, again.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
-	again.SysProcAttr = &syscall.SysProcAttr{
-		Credential: &syscall.Credential{Uid: uint32(account), Gid: uint32(account)}, Pdeathsig: syscall.SIGTERM,
+	runtime.LockOSThread() // the other ends with this thread
+	defer runtime.UnlockOSThread()
+	if err := again.Start(); err != nil {
+		return fault.Wrap(fault.Internal, err, "cannot start as account %d", at.Server)
 	}
-	err := again.Run()
+	stop := context.AfterFunc(cmd.Context(), func() { _ = again.Process.Signal(syscall.SIGTERM) })
+	defer stop()
+	return again.Wait()
+}
+
+// exitAs ends this process as the other did, which has said why.
+func exitAs(err error) error {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() > 0 {
-		os.Exit(exit.ExitCode()) // it has said why
+		os.Exit(exit.ExitCode())
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -276,18 +277,9 @@ type targetColumn struct {
 // copyTable replaces the rows of one table, which holds at most what its
 // migration put there.
 func copyTable(ctx context.Context, from *sql.DB, tx pgx.Tx, schema, table string) (int64, error) {
-	found, err := tx.Query(ctx, `SELECT column_name, data_type, is_identity = 'YES' FROM information_schema.columns WHERE table_schema = $1 AND table_name = $2 ORDER BY ordinal_position`, schema, table)
+	columns, err := targetColumns(ctx, tx, schema, table)
 	if err != nil {
 		return 0, err
-	}
-	columns, err := pgx.CollectRows(found, func(row pgx.CollectableRow) (c targetColumn, err error) {
-		return c, row.Scan(&c.name, &c.kind, &c.identity)
-	})
-	if err != nil {
-		return 0, err
-	}
-	if len(columns) == 0 {
-		return 0, fault.New(fault.Internal, "the new database has no such table")
 	}
 	into := pgx.Identifier{schema, table}
 	var there int64
@@ -312,15 +304,60 @@ func copyTable(ctx context.Context, from *sql.DB, tx pgx.Tx, schema, table strin
 	if err != nil {
 		return 0, err
 	}
+	return n, setIdentities(ctx, tx, into, columns)
+}
+
+// onPostgres is a connection or a transaction of pgx.
+type onPostgres interface {
+	Query(ctx context.Context, q string, args ...any) (pgx.Rows, error)
+	Exec(ctx context.Context, q string, args ...any) (pgconn.CommandTag, error)
+}
+
+func targetColumns(ctx context.Context, db onPostgres, schema, table string) ([]targetColumn, error) {
+	found, err := db.Query(ctx, `SELECT column_name, data_type, is_identity = 'YES' FROM information_schema.columns WHERE table_schema = $1 AND table_name = $2 ORDER BY ordinal_position`, schema, table)
+	if err != nil {
+		return nil, err
+	}
+	columns, err := pgx.CollectRows(found, func(row pgx.CollectableRow) (c targetColumn, err error) {
+		return c, row.Scan(&c.name, &c.kind, &c.identity)
+	})
+	if err == nil && len(columns) == 0 {
+		err = fault.New(fault.Invalid, "the new database has no such table")
+	}
+	return columns, err
+}
+
+// setIdentities lets the keys that the database gives go on after those copied.
+func setIdentities(ctx context.Context, db onPostgres, into pgx.Identifier, columns []targetColumn) error {
 	for _, c := range columns {
 		if !c.identity {
 			continue
 		}
-		if _, err := tx.Exec(ctx, `SELECT setval(pg_get_serial_sequence($1, $2), GREATEST((SELECT max(`+pgx.Identifier{c.name}.Sanitize()+`) FROM `+into.Sanitize()+`), 1))`, into.Sanitize(), c.name); err != nil {
-			return 0, err
+		q := `SELECT setval(pg_get_serial_sequence($1, $2), GREATEST((SELECT max(` + pgx.Identifier{c.name}.Sanitize() + `) FROM ` + into.Sanitize() + `), 1))`
+		if _, err := db.Exec(ctx, q, into.Sanitize(), c.name); err != nil {
+			return err
 		}
 	}
-	return n, nil
+	return nil
+}
+
+// fit turns a value of SQLite's into one of the column's kind.
+func (c targetColumn) fit(value any) any {
+	switch v := value.(type) {
+	case int64:
+		if c.kind == "boolean" {
+			return v != 0
+		}
+	case []byte:
+		if c.kind == "text" {
+			return string(v)
+		}
+	case string:
+		if c.kind == "bytea" {
+			return []byte(v)
+		}
+	}
+	return value
 }
 
 // movingRows hands rows of SQLite to COPY, in the types of the new columns.
@@ -341,20 +378,7 @@ func (r *movingRows) Values() ([]any, error) {
 		return nil, err
 	}
 	for i, c := range r.columns {
-		switch v := values[i].(type) {
-		case int64:
-			if c.kind == "boolean" {
-				values[i] = v != 0
-			}
-		case []byte:
-			if c.kind == "text" {
-				values[i] = string(v)
-			}
-		case string:
-			if c.kind == "bytea" {
-				values[i] = []byte(v)
-			}
-		}
+		values[i] = c.fit(values[i])
 	}
 	return values, nil
 }

@@ -190,16 +190,23 @@ func (p *process) live(ctx context.Context) error {
 }
 
 func (p *process) command() *exec.Cmd {
-	cmd := exec.Command(Program)
-	cmd.Args = append([]string{"handrail"}, p.r.Args...)
-	home := os.Getenv("HOME")
-	if place := p.w.place; place.Root && p.r.Account != os.Geteuid() {
-		cmd.Args, home = enterWords(p.r.Account, place.bindFor(p.r.Account), p.r.Args), "/nonexistent"
-	}
-	cmd.Env = append(environment(home), p.r.Env...)
-	cmd.Dir = "/"
-	cmd.ExtraFiles = p.r.Files
+	cmd := p.w.place.Command(p.r)
 	cmd.WaitDelay = drainTime
+	return cmd
+}
+
+// Command is this program again, as a role: under its account, which sees the
+// data folder at Seen, and with nothing of our surroundings.
+func (p Place) Command(r Role) *exec.Cmd {
+	cmd := exec.Command(Program)
+	cmd.Args = append([]string{"handrail"}, r.Args...)
+	home := os.Getenv("HOME")
+	if p.Root && r.Account != os.Geteuid() {
+		cmd.Args, home = enterWords(r.Account, p.bindFor(r.Account), r.Args), "/nonexistent"
+	}
+	cmd.Env = append(environment(home), r.Env...)
+	cmd.Dir = "/"
+	cmd.ExtraFiles = r.Files
 	// A role must not outlive its supervisor: it would hold ports and locks.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	return cmd
