@@ -138,8 +138,9 @@ func parseConfig(text []byte) (map[string]string, error) {
 	for name, v := range raw {
 		value, ok := v.(string)
 		_, table := v.(map[string]any)
+		_, tables := v.([]map[string]any)
 		switch {
-		case table && slices.Contains(sectionNames, name):
+		case (table || tables) && slices.Contains(sectionNames, name):
 			continue
 		case !known[name]:
 			if near := fault.Nearest(name, settingNames); near != "" {
@@ -197,6 +198,9 @@ It may have a table for logging in at your company's provider:
 
   [oidc.groups]                      # theirs = ours; what is not here is nothing
   "sre-team" = "operator"
+
+  [[workload]]                       # whose word on robots is taken: handrail robot
+  issuer = "https://ci.example.com"  # its keys are found there, or at jwks = "…"
 
 At the provider, register the redirects URL/login/provider/back and
 URL/login/provider/paste, and http://127.0.0.1/handrail for commands. What the

@@ -25,10 +25,11 @@ type sections struct {
 	OIDC      *oidc.Config        `toml:"oidc"`
 	Directory *directory.Settings `toml:"directory"`
 	NATS      *natsSection        `toml:"nats"`
+	Workloads []oidc.Issuer       `toml:"workload"` // whose word on robots is taken
 }
 
 // sectionNames are the tables that there are.
-var sectionNames = []string{"oidc", "directory", "nats"}
+var sectionNames = []string{"oidc", "directory", "nats", "workload"}
 
 // parseSections reads the tables. What it does not know is an error here too.
 func parseSections(text []byte) (sections, error) {
@@ -44,6 +45,11 @@ func parseSections(text []byte) (sections, error) {
 	}
 	if s.OIDC != nil {
 		if *s.OIDC, err = s.OIDC.Complete(); err != nil {
+			return s, err
+		}
+	}
+	for _, w := range s.Workloads {
+		if err := w.Check(); err != nil {
 			return s, err
 		}
 	}
@@ -126,13 +132,14 @@ type handed struct {
 	OIDCSecret string              `json:"oidc_secret,omitempty"`
 	Directory  *directory.Settings `json:"directory,omitempty"` // with its password
 	NATS       *natsSection        `json:"nats,omitempty"`      // with its credentials
+	Workloads  []oidc.Issuer       `json:"workloads,omitempty"`
 }
 
 const sectionsEnv = "HANDRAIL_SECTIONS"
 
 // hand is what the supervisor puts into the environment of the server.
 func (s sections) hand() (string, error) {
-	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS}
+	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads}
 	if s.OIDC != nil {
 		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
 	}
@@ -151,5 +158,5 @@ func takeSections(text string) (sections, error) {
 	if h.OIDC != nil {
 		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
 	}
-	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS}, nil
+	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads}, nil
 }

@@ -322,12 +322,12 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 	s.peerAPI = rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
-		Provider: s.provider, Directory: s.directory, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
+		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Vouchers: s.vouchers.Load, Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	api := s.toHomes(s.peerAPI)
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
-	outside := rpc.FromNetwork(api)
+	outside := rpc.FromNetwork(rpc.WithRobotKey(api, time.Now))
 	s.handler = s.onlyOurNames(s.asWitness(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if isAPI(r.URL.Path) {
 			outside.ServeHTTP(w, r)
@@ -488,7 +488,7 @@ func namesOf(url string) []string {
 }
 
 func (s *Server) newFront() (*front, error) {
-	own, err := s.ring.ServerCertificates(namesOf(s.url()))
+	own, err := s.ring.ServerCertificates(append(namesOf(s.url()), rpc.RobotName))
 	if err != nil {
 		return nil, err
 	}
@@ -496,7 +496,7 @@ func (s *Server) newFront() (*front, error) {
 	conf := &tls.Config{
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			// Commands and nodes ask for this one name and trust our authority alone.
-			if s.c.Given == nil || hello.ServerName == keyring.ServerName {
+			if s.c.Given == nil || hello.ServerName == keyring.ServerName || hello.ServerName == rpc.RobotName {
 				return own()
 			}
 			return s.c.Given, nil
@@ -504,7 +504,7 @@ func (s *Server) newFront() (*front, error) {
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", nodeProtocol},
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
 	}
-	front := newFront(conf, s.c.Listener.Addr(), s.fleet.ServeConn)
+	front := newFront(forRobots(conf), s.c.Listener.Addr(), s.fleet.ServeConn)
 	if s.shared() {
 		front.beOfSeveral(s.fleet.ServePeer)
 	}

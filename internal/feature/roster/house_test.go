@@ -39,6 +39,7 @@ type house struct {
 	force     *policy.Force
 	approvals *approval.Approvals
 	roster    *roster.Roster
+	door      *doorway.Door
 
 	mu    sync.Mutex
 	calls []braked
@@ -72,9 +73,9 @@ func build(t *testing.T) *house {
 	h.hosts, h.force = target.NewHosts(h.store), policy.NewForce(h.store)
 	must(t, h.force.Seed(t.Context()))
 	h.approvals = approval.New(approval.Deps{Store: h.store, People: h.people, Kinds: roster.Kinds(h.people, h.hosts, h.force)})
-	door := doorway.New(doorway.Deps{Store: h.store, People: h.people, Hosts: h.hosts, Policy: h.force})
+	h.door = doorway.New(doorway.Deps{Store: h.store, People: h.people, Hosts: h.hosts, Policy: h.force})
 	h.roster = roster.New(roster.Deps{
-		Store: h.store, Ring: ring, People: h.people, Hosts: h.hosts, Policy: h.force, Approvals: h.approvals, Door: door,
+		Store: h.store, Ring: ring, People: h.people, Hosts: h.hosts, Policy: h.force, Approvals: h.approvals, Door: h.door,
 		Brake: h.brake,
 	})
 	return h

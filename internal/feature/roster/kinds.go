@@ -67,7 +67,7 @@ type (
 
 // Kinds are the kinds of request that roster carries out; approval.New takes them.
 func Kinds(people *identity.People, hosts *target.Hosts, force *policy.Force) []approval.Kind {
-	return []approval.Kind{
+	return append(robotKinds(people), []approval.Kind{
 		kind[personAdd]{KindPersonAdd, describePersonAdd, func(tx *store.Tx, a approval.Approval, q personAdd) ([]ledger.Entry, error) {
 			person, entries, err := people.AddTx(tx, requester(a), q.Name, q.Groups)
 			if err != nil {
@@ -101,7 +101,7 @@ func Kinds(people *identity.People, hosts *target.Hosts, force *policy.Force) []
 			_, entry, err := force.ApplyTx(tx, a.Requester, policy.Set{Files: q.Files}, q.Base)
 			return []ledger.Entry{entry}, err
 		}},
-	}
+	}...)
 }
 
 func requester(a approval.Approval) identity.Principal {

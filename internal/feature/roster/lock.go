@@ -97,25 +97,38 @@ func (r *Roster) mayLock(ctx context.Context, by identity.Principal, who identit
 	return err
 }
 
+// brake ends what a person has running, and what the robots have that they
+// answer for.
 func (r *Roster) brake(ctx context.Context, person, reason string) int {
 	if r.Brake == nil {
 		return 0
 	}
-	return r.Brake(ctx, person, reason)
+	ended := r.Brake(ctx, person, reason)
+	for _, robot := range r.People.RobotIDs(ctx, person) {
+		ended += r.Brake(ctx, robot, "its owner is locked: "+reason)
+	}
+	return ended
 }
 
 func (r *Roster) lockTx(tx *store.Tx, l lock, out *Locked) ([]ledger.Entry, error) {
+	robots, err := r.People.RobotsOf(tx, l.person) // they are locked with who answers for them
+	if err != nil {
+		return nil, err
+	}
 	who, entries, err := r.People.LockTx(tx, l.by.ID, l.person, l.reason)
 	if err != nil {
 		return nil, err
 	}
 	out.Person = who
-	if r.EndGrants != nil {
-		ended, more, err := r.EndGrants(tx, who.ID, l.by.ID, l.reason)
+	for _, p := range append([]identity.Person{who}, robots...) {
+		if r.EndGrants == nil {
+			break
+		}
+		ended, more, err := r.EndGrants(tx, p.ID, l.by.ID, l.reason)
 		if err != nil {
 			return nil, err
 		}
-		out.Grants, entries = ended, append(entries, more...)
+		out.Grants, entries = out.Grants+ended, append(entries, more...)
 	}
 	more, err := r.Approvals.WithdrawAllTx(tx, l.by.ID, who.ID, "locked")
 	return append(entries, more...), err

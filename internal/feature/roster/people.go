@@ -89,6 +89,9 @@ func (r *Roster) LoginLink(ctx context.Context, by identity.Principal, person st
 	if err != nil {
 		return Added{}, err
 	}
+	if who.Kind == identity.KindRobot {
+		return Added{}, fault.New(fault.Invalid, "cannot make a login link for robot %s: it proves itself by its workload or its key", who.Name).WithHint("handrail robot show %s", who.Name)
+	}
 	added := Added{Person: who}
 	link := func(tx *store.Tx) ([]ledger.Entry, error) { return r.linkTx(tx, by, who.ID, nil, &added) }
 	first := func(tx *store.Tx) ([]ledger.Entry, error) {

@@ -87,6 +87,7 @@ type Grants interface {
 type People interface {
 	GetTx(q store.Queryer, idOrName string) (identity.Person, error)
 	BootstrapTx(q store.Queryer, now time.Time) (identity.BootstrapState, error)
+	RobotTx(q store.Queryer, id string) (identity.Robot, error)
 }
 
 // Deps is what a Door needs.

@@ -20,6 +20,7 @@ type ruling struct {
 	decision policy.Decision
 	engine   *policy.Engine
 	grants   map[string]GrantInForce
+	robot    robot
 	builtIn  bool // not the set's decision, so the set cannot explain it
 }
 
@@ -29,6 +30,9 @@ func (d *Door) rule(q store.Queryer, act Act, now time.Time) (ruling, error) {
 	r := ruling{act: act, grants: map[string]GrantInForce{}}
 	var err error
 	if r.act.By, err = d.principal(q, act.By); err != nil {
+		return r, err
+	}
+	if r.robot, err = d.robot(q, r.act.By); err != nil {
 		return r, err
 	}
 	hosts, err := d.hosts(q, &r.act)
@@ -54,6 +58,7 @@ func (d *Door) rule(q store.Queryer, act Act, now time.Time) (ruling, error) {
 			return r, err
 		}
 		r.query.Context.FloorOK = r.query.Context.FloorOK && reachesFloor(r.engine, host)
+		r.query.Context.Agreed = r.robot.may(r.query, now)
 		if r.decision = builtIn(r.query); r.decision.Text != "" {
 			r.builtIn = true
 			return r, nil
@@ -81,7 +86,7 @@ func (d *Door) principal(q store.Queryer, by identity.Principal) (identity.Princ
 	if p.ID != by.ID || p.Kind != "" && p.Kind != by.Kind {
 		return by, fault.New(fault.Unauthenticated, "cannot tell who you are: your login is of another kind").WithHint("handrail login")
 	}
-	by.Name, by.Groups, by.Locked = p.Name, p.Groups, by.Locked || p.LockedAt != 0
+	by.Name, by.Groups, by.Owner, by.Locked = p.Name, p.Groups, p.Owner, by.Locked || p.LockedAt != 0
 	if !by.Locked && p.Epoch != by.Epoch {
 		return by, fault.New(fault.Unauthenticated, "cannot go on: your login ended when your account changed").WithHint("handrail login")
 	}
@@ -145,6 +150,9 @@ func (d *Door) grant(q store.Queryer, r *ruling, host *target.Host, now time.Tim
 func builtIn(q policy.Query) policy.Decision {
 	if q.Principal.ReadOnly && (q.Action != "sessions.open" || q.Context.Level != "read") {
 		return policy.Decision{Rules: []string{"code-reads-only"}, Text: "Refused: a connection that came by a code may only read.", Next: "handrail login"}
+	}
+	if q.Principal.Kind == identity.KindRobot && !q.Context.Agreed {
+		return policy.Decision{Rules: []string{"robot-only-what-was-agreed"}, Text: "Refused: nobody agreed that this robot may do that, there, now.", Next: "handrail robot show " + q.Principal.Name}
 	}
 	return withoutNode(q)
 }

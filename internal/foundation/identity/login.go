@@ -27,6 +27,7 @@ const (
 	bornDevice   = "device"
 	bornPasskey  = "passkey"
 	bornProvider = "provider"
+	bornRobot    = "robot"
 )
 
 // Login is an identity of eight hours; a robot's lasts one.
@@ -63,6 +64,9 @@ func (p *People) open(tx *store.Tx, o opening) (Login, Person, []ledger.Entry, e
 	lasts := personLogin
 	if who.Kind == KindRobot {
 		lasts = robotLogin
+		if left := o.until.Sub(tx.Now()); !o.until.IsZero() && left < lasts {
+			lasts = left
+		}
 	}
 	login := Login{
 		ID: store.NewID('l'), Person: who.ID, Device: device, Via: o.via, Born: o.born,

@@ -161,7 +161,19 @@ func (p *People) LockTx(tx *store.Tx, by, person, reason string) (Person, []ledg
 		return Person{}, nil, err
 	}
 	p.cache.disturb()
-	return who, []ledger.Entry{who.entry(PersonLocked, by, PersonPayload{Reason: who.LockedReason, Epoch: who.Epoch})}, nil
+	entries := []ledger.Entry{who.entry(PersonLocked, by, PersonPayload{Reason: who.LockedReason, Epoch: who.Epoch})}
+	robots, err := p.RobotsOf(tx, who.ID)
+	if err != nil {
+		return Person{}, nil, err
+	}
+	for _, r := range robots { // nobody answers for them any more
+		_, more, err := p.LockTx(tx, by, r.ID, "its owner "+who.Name+" is locked")
+		if err != nil {
+			return Person{}, nil, err
+		}
+		entries = append(entries, more...)
+	}
+	return who, entries, nil
 }
 
 // UnlockTx lets a locked person log in again. Logins, tokens and certificates
@@ -171,6 +183,9 @@ func (p *People) LockTx(tx *store.Tx, by, person, reason string) (Person, []ledg
 func (p *People) UnlockTx(tx *store.Tx, by, person, reason string) (Person, []ledger.Entry, error) {
 	who, err := p.GetTx(tx, person)
 	if err != nil {
+		return Person{}, nil, err
+	}
+	if err := p.mayUnlock(tx, who); err != nil {
 		return Person{}, nil, err
 	}
 	if !who.Locked() {
@@ -184,6 +199,23 @@ func (p *People) UnlockTx(tx *store.Tx, by, person, reason string) (Person, []le
 	p.cache.disturb()
 	p.Release(who.ID)
 	return who, []ledger.Entry{who.entry(PersonUnlocked, by, PersonPayload{Reason: label(reason, maxReason), Epoch: who.Epoch})}, nil
+}
+
+// mayUnlock refuses a robot that was removed, or that nobody answers for.
+func (p *People) mayUnlock(q store.Queryer, who Person) error {
+	if who.Kind != KindRobot {
+		return nil
+	}
+	if r, err := p.RobotTx(q, who.ID); err == nil && r.Removed != 0 {
+		return fault.New(fault.Conflict, "cannot unlock robot %s: it was removed", who.Name).WithHint("handrail robot add NAME")
+	} else if err != nil && fault.KindOf(err) != fault.NotFound {
+		return err
+	}
+	owner, err := byID(q, who.Owner)
+	if err != nil {
+		return err
+	}
+	return p.admit(owner)
 }
 
 // Brake refuses a person from this moment on this server, before the database
@@ -206,7 +238,7 @@ func (p *People) Release(person string) {
 // admit refuses who is locked.
 func (p *People) admit(who Person) error {
 	p.mu.RLock()
-	braked := p.braked[who.ID]
+	braked := p.braked[who.ID] || who.Owner != "" && p.braked[who.Owner]
 	p.mu.RUnlock()
 	if !who.Locked() && !braked {
 		return nil

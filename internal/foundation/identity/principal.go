@@ -19,6 +19,7 @@ const (
 	ViaDevice  = "device"  // a login of the command line, tied to a device key
 	ViaSSH     = "ssh"     // an SSH certificate or an enrolled key
 	ViaCode    = "code"    // a stock ssh client whose code a person confirmed
+	ViaRobot   = "robot"   // a robot that proved its workload or its key
 )
 
 // Principal is who acts. It is a statement about one moment: the doorway reads

@@ -16,6 +16,8 @@ const (
 	PersonLocked     ledger.Action = "person.locked"
 	PersonUnlocked   ledger.Action = "person.unlocked"
 	PersonBound      ledger.Action = "person.bound"
+	RobotSet         ledger.Action = "robot.set"
+	RobotRemoved     ledger.Action = "robot.removed"
 	TokenMade        ledger.Action = "token.made"
 	TokenRedeemed    ledger.Action = "token.redeemed"
 	TokenReplayed    ledger.Action = "token.replayed"
@@ -34,7 +36,7 @@ const (
 // Actions are the ledger actions of identity.
 func Actions() []ledger.Action {
 	return []ledger.Action{
-		PersonAdded, PersonNamed, PersonRegrouped, PersonEnrolled, PersonLocked, PersonUnlocked, PersonBound,
+		PersonAdded, PersonNamed, PersonRegrouped, PersonEnrolled, PersonLocked, PersonUnlocked, PersonBound, RobotSet, RobotRemoved,
 		TokenMade, TokenRedeemed, TokenReplayed, LoginOpened, LoginEnded, LoginFailed,
 		DeviceEnrolled, PasskeyEnrolled, CredentialLost, CodeConfirmed,
 		BootstrapBegun, BootstrapLimited, BootstrapEnded,
@@ -129,6 +131,16 @@ func Schema() []store.Migration {
 	version BIGINT NOT NULL,
 	PRIMARY KEY (issuer, subject),
 	UNIQUE (issuer, person)
+)`},
+		{Name: "identity-12-robots", SQL: `CREATE TABLE robots (
+	id TEXT PRIMARY KEY,
+	may TEXT NOT NULL,
+	hosts TEXT NOT NULL,
+	expires BIGINT NOT NULL,
+	proof TEXT NOT NULL,
+	proof_key TEXT NOT NULL,
+	removed BIGINT NOT NULL,
+	version BIGINT NOT NULL
 )`},
 	}
 }

@@ -3,6 +3,7 @@ package identity
 import (
 	"context"
 	"crypto/sha256"
+	"slices"
 	"sync"
 	"time"
 
@@ -44,6 +45,18 @@ func (s *standing) get(hash string, now time.Time) (Principal, bool) {
 	defer s.mu.Unlock()
 	l, ok := s.logins[cacheKey(hash)]
 	return l.who, ok && micros(now) < l.expires
+}
+
+// robotsOf are the robots of an owner that are logged in.
+func (s *standing) robotsOf(owner string) (ids []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.logins {
+		if l.who.Owner == owner && !slices.Contains(ids, l.who.ID) {
+			ids = append(ids, l.who.ID)
+		}
+	}
+	return ids
 }
 
 // leave forgets the logins of people. Their names stay: a brake may be for them.

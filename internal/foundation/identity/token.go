@@ -69,7 +69,8 @@ type opening struct {
 	via    string
 	born   string // token, device, passkey
 	source string
-	proof  string // what must not open a second login
+	proof  string    // what must not open a second login
+	until  time.Time // no login outlasts it; zero: nothing ends before the login
 }
 
 // Redeem exchanges a login token for a login; with a device key (SSH wire

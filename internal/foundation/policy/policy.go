@@ -40,6 +40,7 @@ type Context struct {
 	FloorOK              bool
 	Self                 bool // acts on their own object
 	AgeOfCredentialHours int64
+	Agreed               bool   // a robot: two people agreed that it may do this, there
 	Inspect              string // what a brokered read looks at: stacks, top, …
 }
 
@@ -255,6 +256,7 @@ func (c *cache) context(from Context) cedar.Record {
 		"owesReview": cedar.Boolean(from.OwesReview), "buddy": cedar.Boolean(from.BuddyPresent),
 		"floorOK": cedar.Boolean(from.FloorOK), "own": cedar.Boolean(from.Self),
 		"credentialHours": cedar.Long(from.AgeOfCredentialHours), "inspect": cedar.String(from.Inspect),
+		"agreed": cedar.Boolean(from.Agreed),
 	})
 	c.mu.Lock()
 	defer c.mu.Unlock()

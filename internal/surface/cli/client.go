@@ -25,6 +25,7 @@ type client struct {
 
 	logins    handrailv1connect.LoginsClient
 	provider  handrailv1connect.ProviderClient
+	robots    handrailv1connect.RobotsClient
 	events    handrailv1connect.EventsClient
 	hosts     handrailv1connect.HostsClient
 	sshHosts  handrailv1connect.SSHHostsClient
@@ -78,6 +79,7 @@ func newClient(f folder, l login, tr *trust) *client {
 	return &client{
 		folder: f, login: l, trust: tr, http: h,
 		logins:    handrailv1connect.NewLoginsClient(h, base, option),
+		robots:    handrailv1connect.NewRobotsClient(h, base, option),
 		provider:  handrailv1connect.NewProviderClient(h, base, option),
 		events:    handrailv1connect.NewEventsClient(h, base, option),
 		hosts:     handrailv1connect.NewHostsClient(h, base, option),

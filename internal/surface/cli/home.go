@@ -43,6 +43,7 @@ type login struct {
 	Person     string    `json:"person,omitempty"`
 	PersonName string    `json:"person_name,omitempty"`
 	Device     string    `json:"device,omitempty"`
+	Robot      bool      `json:"robot,omitempty"`    // a robot's: an hour, and no way to renew
 	Provider   bool      `json:"provider,omitempty"` // logged in at the company's provider
 	User       string    `json:"user,omitempty"`     // whose password the directory knows
 }

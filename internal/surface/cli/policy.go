@@ -15,7 +15,7 @@ import (
 )
 
 func (t *tool) proveCommands() []*cobra.Command {
-	return append(t.peopleCommands(),
+	return append(append(t.peopleCommands(), t.robotCommands()...),
 		t.group("policy", "Show, test, apply and explain the rules",
 			"handrail policy explain bob sessions.open web-1 --level write  # may bob, and by which rule\nhandrail policy test ./policy                                  # who would gain, who would lose",
 			t.policyShowCommand(), t.policyTestCommand(), t.policyApplyCommand(), t.policyExplainCommand()),

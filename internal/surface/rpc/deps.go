@@ -46,6 +46,7 @@ type Deps struct {
 	Access     *access.Access
 	Roster     *roster.Roster
 	Directory  *directory.Directory // nil: none is configured
+	Workloads  *oidc.Workloads      // whose word on robots is taken
 	Provider   *oidc.Provider       // nil: people log in by what this installation knows alone
 	Sessions   *session.Sessions
 	Inspect    *inspect.Inspections
@@ -87,6 +88,7 @@ func Handler(d *Deps) http.Handler {
 	for _, mount := range []func() (string, http.Handler){
 		func() (string, http.Handler) { return handrailv1connect.NewLoginsHandler(logins{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewProviderHandler(provider{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewRobotsHandler(robots{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPeopleHandler(people{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewHostsHandler(hosts{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewSSHHostsHandler(sshHosts{d}, options...) },

@@ -176,6 +176,18 @@ var sentences = map[string]func(*said) string{
 	"person.bound": func(s *said) string {
 		return s.who() + " is from now on who " + read[identity.BindingPayload](s).Issuer + " says they are"
 	},
+	"robot.set": func(s *said) string {
+		p := read[identity.RobotPayload](s)
+		verb := " made robot "
+		if p.Before != nil {
+			verb = " changed robot "
+		}
+		return s.who() + verb + p.Name + " of " + s.names.name(p.Owner) + ": " + strings.Join(p.Robot.May, ", ") + " on " + p.Robot.Hosts
+	},
+	"robot.removed": func(s *said) string {
+		p := read[identity.RobotPayload](s)
+		return s.who() + " removed robot " + p.Name + because(p.Reason)
+	},
 	"person.regrouped": func(s *said) string {
 		p := read[identity.PersonPayload](s)
 		return s.who() + " regrouped " + s.names.name(p.Person) + in(p.Groups) + "; before that" + in(p.Before)

@@ -491,6 +491,10 @@ func kindWord(kind string) string {
 		return "write access"
 	case "person.add":
 		return "a new person"
+	case "robot.add":
+		return "a new robot"
+	case "robot.set":
+		return "a change of a robot"
 	case "person.unlock":
 		return "unlock a person"
 	case "host.add":
