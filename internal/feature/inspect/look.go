@@ -255,7 +255,7 @@ func (s *Inspections) hear(ctx context.Context, pass doorway.Pass, spec wire.Ins
 			p.Process = t.Name + " " + t.Command
 		}
 		if record.End != nil {
-			return s.ended(record, p, each)
+			return ended(record, host.Name, p, each)
 		}
 		if err := each(record); err != nil {
 			return ledger.Failed, err
@@ -270,7 +270,8 @@ func broken(ctx context.Context, host target.Host) error {
 	return fault.New(fault.Unavailable, "cannot inspect %s: its node broke off in the middle", host.Name).WithHint("handrail host show %s", host.Name)
 }
 
-func (s *Inspections) ended(record wire.InspectRecord, p *closedPayload, each func(wire.InspectRecord) error) (ledger.Outcome, error) {
+// ended takes the last record.
+func ended(record wire.InspectRecord, host string, p *closedPayload, each func(wire.InspectRecord) error) (ledger.Outcome, error) {
 	e := record.End
 	p.Method, p.PauseNS, p.PauseBound, p.Masked, p.Cut = e.Method, e.PauseNS, e.Bound, e.Masked, e.Cut
 	p.Records, p.Bytes = e.Records, e.Bytes
@@ -279,7 +280,7 @@ func (s *Inspections) ended(record wire.InspectRecord, p *closedPayload, each fu
 	}
 	if e.Error != "" {
 		f := fault.New(fault.ParseKind(e.Kind), "%s", e.Error)
-		f.Hint = e.Hint
+		f.Hint = strings.ReplaceAll(e.Hint, "HOST", host) // the node does not know what people call it
 		return ledger.Failed, f
 	}
 	return ledger.OK, nil

@@ -154,7 +154,7 @@ func (a *answer) mask(r *wire.InspectRecord) {
 		a.end.Masked++
 	}
 	if e := r.End; e != nil {
-		a.text(&e.Error)
+		a.code(&e.Error)
 	}
 	a.text(&r.Note)
 }

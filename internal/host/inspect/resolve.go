@@ -34,7 +34,7 @@ func (p *plan) resolve() (pidfd int, err error) {
 	case t == "" || p.readsFiles() && isPath(t):
 		return -1, p.wholeHost()
 	case isPath(t):
-		return -1, fault.New(fault.Invalid, "cannot look at %s of a path: name a process, its number or a unit", p.Spec.What)
+		return -1, fault.New(fault.Invalid, "cannot look at %s of a path: name a process, its number or a unit", p.Spec.What).WithHint("handrail inspect HOST top")
 	}
 	if pid, err := strconv.Atoi(t); err == nil {
 		found, err := readProcess(pid)
