@@ -139,7 +139,7 @@ func (l *liar) entry(p wire.OrderPayload, change func(*ledger.Leaf)) ledger.Proo
 	}
 	salt := make([]byte, 32)
 	leaf := ledger.Leaf{V: ledger.LeafVersion, Time: p.Issued, Action: "session.opened", Subjects: []string{"p-ada00001"},
-		Session: p.Session.ID, Target: "host/" + p.Node, Outcome: ledger.OK, Commit: ledger.Commit(salt, body)}
+		Session: p.SessionID(), Target: "host/" + p.Node, Outcome: ledger.OK, Commit: ledger.Commit(salt, body)}
 	if change != nil {
 		change(&leaf)
 	}
