@@ -22,6 +22,7 @@ func (s *Server) sources() []notice.Source {
 		{Banners: s.breakGlassBanners},
 		{Banners: s.damageBanners},
 		{Banners: s.witnessBanners},
+		{Banners: s.voucherBanners},
 		{Banners: s.directoryBanners},
 		{Attention: s.openApprovals},
 		{Attention: s.owedReviews},
@@ -100,6 +101,7 @@ var topics = map[string]notice.Topic{
 	"host": notice.Hosts, "node": notice.Hosts, "session": notice.Sessions, "approval": notice.Approvals,
 	"grant": notice.Grants, "person": notice.People, "people": notice.People, "directory": notice.People, "device": notice.People, "passkey": notice.People,
 	"policy": notice.Policy, "bootstrap": notice.Installation, "witness": notice.Installation,
+	"voucher": notice.Installation, "breakglass": notice.Sessions,
 }
 
 // followAgain is how long follow waits after an error.

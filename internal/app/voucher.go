@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/voucher"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fleet"
@@ -48,6 +49,19 @@ func (s *Server) revokedVouchers(ctx context.Context) ([]uint64, error) {
 		return nil, nil
 	}
 	return v.Revoked(ctx)
+}
+
+// voucherBanners hang for a day over everything after a voucher was used.
+func (s *Server) voucherBanners(ctx context.Context) (out []notice.Banner, err error) {
+	v := s.vouchers.Load()
+	if v == nil {
+		return nil, nil
+	}
+	words, err := v.Lately(ctx)
+	for _, text := range words {
+		out = append(out, notice.Banner{Loud: true, Text: text})
+	}
+	return out, err
 }
 
 // guests gives vouchers the fleet in their own words.

@@ -317,7 +317,15 @@ func (x *Vouchers) announce(ctx context.Context, host, path string) (*wire.Journ
 		if err != nil {
 			return nil, err
 		}
-		if _, err := tx.Exec(`INSERT INTO journals (session, host, number, size, done) VALUES ($1, $2, $3, 0, 0)`, h.Session, host, h.Number); err != nil {
+		words := "OFFLINE BREAK-GLASS: " + terms.PersonName + " was on " + at.Name + " as " + h.Account + " while no server answered, recorded as " + h.Session
+		switch {
+		case h.Drill != "":
+			words = ""
+		case ceremony:
+			words = "CEREMONY, " + words + ", with a voucher that " + joined(terms.Officers) + " made: " + wire.Plain(terms.Reason, 200)
+		}
+		if _, err := tx.Exec(`INSERT INTO journals (session, host, number, size, done, used, words) VALUES ($1, $2, $3, 0, 0, $4, $5)`,
+			h.Session, host, h.Number, tx.Now().UnixMicro(), words); err != nil {
 			return nil, err
 		}
 		if _, err := tx.Exec(`UPDATE vouchers SET void = $1 WHERE serial = $2 AND void = 0`, tx.Now().UnixMicro(), int64(serial)); err != nil {

@@ -94,6 +94,9 @@ func Schema() []store.Migration {
 	version BIGINT NOT NULL
 )`},
 		{Name: "voucher-5-heads", SQL: `ALTER TABLE entrances ADD COLUMN head TEXT NOT NULL DEFAULT ''`},
+		{Name: "voucher-6-groups", SQL: `ALTER TABLE vouchers ADD COLUMN member_of TEXT NOT NULL DEFAULT ''`},
+		{Name: "voucher-7-used", SQL: `ALTER TABLE journals ADD COLUMN used BIGINT NOT NULL DEFAULT 0`},
+		{Name: "voucher-8-words", SQL: `ALTER TABLE journals ADD COLUMN words TEXT NOT NULL DEFAULT ''`},
 	}
 }
 
@@ -127,6 +130,10 @@ type Vouchers struct {
 
 	mu      sync.Mutex
 	arrival map[string]*sync.Mutex // by session: one stretch at a time
+
+	leases sync.Mutex
+	void   []uint64
+	asked  time.Time // when void was read
 }
 
 // New returns Vouchers.
@@ -210,8 +217,8 @@ func (x *Vouchers) Fetch(ctx context.Context, by identity.Principal, keyLine str
 				return nil, err
 			}
 			out.Key, out.Expires = terms.Key, tx.Now().Add(life)
-			if _, err := tx.Exec(`INSERT INTO vouchers (serial, person, person_name, key_kind, hosts, issued, expires, void) VALUES ($1, $2, $3, $4, $5, $6, $7, 0)`,
-				int64(serial), person.ID, person.Name, terms.Key, int64(len(terms.Hosts)), tx.Now().UnixMicro(), out.Expires.UnixMicro()); err != nil {
+			if _, err := tx.Exec(`INSERT INTO vouchers (serial, person, person_name, key_kind, hosts, issued, expires, void, member_of) VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8)`,
+				int64(serial), person.ID, person.Name, terms.Key, int64(len(terms.Hosts)), tx.Now().UnixMicro(), out.Expires.UnixMicro(), groupsOf(person)); err != nil {
 				return nil, err
 			}
 			return []ledger.Entry{{Action: Issued, Subjects: []string{person.ID}, Payload: issued{
@@ -365,14 +372,69 @@ func (x *Vouchers) List(ctx context.Context, by identity.Principal, mine bool) (
 // little: each was used while no server answered.
 const maxRevoked = 4096
 
-// Revoked are the serials that are void before their time, for leases.
-func (x *Vouchers) Revoked(ctx context.Context) (serials []uint64, err error) {
-	err = x.d.Store.View(ctx, func(v *store.View) error {
-		list, err := store.All[int64](v, `SELECT serial FROM vouchers WHERE void <> 0 AND expires > $1 ORDER BY serial DESC LIMIT $2`, time.Now().UnixMicro(), maxRevoked)
-		for _, s := range list {
-			serials = append(serials, uint64(s))
+// revokedFor is how long what leases say may be old: every host asks every few
+// seconds, and the answer is the same for all.
+const revokedFor = time.Second
+
+// Revoked are the serials that are void before their time, for leases: those
+// that were used, and those of people who are in other groups than when they
+// were made, or gone. A lock is in the leases anyway.
+func (x *Vouchers) Revoked(ctx context.Context) ([]uint64, error) {
+	x.leases.Lock()
+	defer x.leases.Unlock()
+	if time.Since(x.asked) < revokedFor {
+		return x.void, nil
+	}
+	var void []uint64
+	err := x.d.Store.View(ctx, func(v *store.View) error {
+		out, err := store.All[outRow](v, `SELECT serial, person, void, member_of FROM vouchers WHERE expires > $1 ORDER BY serial DESC LIMIT $2`, time.Now().UnixMicro(), maxOut)
+		if err != nil {
+			return err
 		}
+		now := map[string]string{}
+		for _, o := range out {
+			if _, known := now[o.Person]; !known {
+				person, err := x.d.People.GetTx(v, o.Person)
+				if err != nil && fault.KindOf(err) != fault.NotFound {
+					return err
+				}
+				now[o.Person] = groupsOf(person)
+			}
+			if (o.Void != 0 || o.MemberOf != now[o.Person]) && len(void) < maxRevoked {
+				void = append(void, uint64(o.Serial))
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		x.void, x.asked = void, time.Now()
+	}
+	return void, err
+}
+
+// outRow is a voucher that has not expired.
+type outRow struct {
+	Serial   int64  `db:"serial"`
+	Person   string `db:"person"`
+	Void     int64  `db:"void"`
+	MemberOf string `db:"member_of"`
+}
+
+const maxOut = 20_000
+
+// groupsOf is somebody's groups as one text. Nobody is in no group.
+func groupsOf(p identity.Person) string {
+	groups := slices.Clone(p.Groups)
+	slices.Sort(groups)
+	return strings.Join(groups, " ")
+}
+
+// Lately is what the page says of vouchers that were used within a day, in
+// words; drills are left out.
+func (x *Vouchers) Lately(ctx context.Context) (words []string, err error) {
+	err = x.d.Store.View(ctx, func(v *store.View) error {
+		words, err = store.All[string](v, `SELECT words FROM journals WHERE used > $1 AND words <> '' ORDER BY used DESC LIMIT 20`, time.Now().Add(-life).UnixMicro())
 		return err
 	})
-	return serials, err
+	return words, err
 }

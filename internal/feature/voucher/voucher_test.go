@@ -247,6 +247,9 @@ func TestWhatAHostRecordedComesBackWholeAndOwesAReview(t *testing.T) {
 	if revoked := must(w.vouchers.Revoked(t.Context())); !slices.Equal(revoked, []uint64{cert.Serial}) {
 		t.Errorf("void are %v", revoked)
 	}
+	if words := must(w.vouchers.Lately(t.Context())); len(words) != 1 || !strings.Contains(words[0], "ada was on web-1 as root") {
+		t.Errorf("what everybody is told: %q", words)
+	}
 	if _, err := w.fetch(ada); fault.KindOf(err) != fault.Denied {
 		t.Errorf("who owes a review gets another voucher: %v", err)
 	}
@@ -376,5 +379,26 @@ func TestADrillIsAnOrderAndItsTimeIsKept(t *testing.T) {
 	}
 	if _, _, err := w.vouchers.Rehearse(t.Context(), ada, "web-1", time.Hour); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("a drill of an hour: %v", err)
+	}
+}
+
+func TestWhoLeavesAGroupHasAVoucherThatIsVoid(t *testing.T) {
+	w := newWorld(t)
+	ada, ben := w.person("ada", "operator"), w.person("ben", "operator")
+	hers, err := w.fetch(ada)
+	fatal(t, err)
+	_, err = w.fetch(ben)
+	fatal(t, err)
+	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, entries, err := w.people.SetGroupsTx(tx, identity.Principal{ID: ledger.System}, ada.ID, []string{"developer"})
+		return entries, err
+	})
+	var void []uint64
+	for end := time.Now().Add(time.Minute); len(void) == 0 && time.Now().Before(end); {
+		void = must(w.vouchers.Revoked(t.Context()))
+		<-time.After(10 * time.Millisecond)
+	}
+	if !slices.Equal(void, []uint64{hers.Serial}) {
+		t.Errorf("void are %v, want %d", void, hers.Serial)
 	}
 }

@@ -21,11 +21,15 @@ import (
 // wardenEnv makes this test binary a warden of its own, so that it can be killed.
 const wardenEnv = "HANDRAIL_TEST_WARDEN"
 
+// lostEnv is how long that warden goes without a lease before vouchers count.
+const lostEnv = "HANDRAIL_TEST_LOST"
+
 func TestMain(m *testing.M) {
 	keeper.Main()
 	if dir := os.Getenv(wardenEnv); dir != "" {
 		c := testConfig(dir)
 		c.Confine = true
+		c.Lost, _ = time.ParseDuration(os.Getenv(lostEnv))
 		if err := Run(context.Background(), c); err != nil {
 			_, _ = os.Stderr.WriteString(err.Error() + "\n")
 			os.Exit(1)
