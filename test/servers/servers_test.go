@@ -1,6 +1,7 @@
 package servers_test
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -103,7 +104,6 @@ func TestTwoServersAreOne(t *testing.T) {
 	needRoot(t)
 	h := open(t)
 	adaB, benB, cleoB := h.ada.via(h.b), h.ben.via(h.b), h.cleo.via(h.b)
-
 	t.Run("a stock client reaches both hosts through either server", func(t *testing.T) {
 		for _, p := range []person{h.cleo, cleoB} {
 			for _, host := range []string{"web-1", "web-2"} {
@@ -167,7 +167,7 @@ func TestTwoServersAreOne(t *testing.T) {
 		}
 	})
 	t.Run("a server that drains sends nodes and people to the other", func(t *testing.T) {
-		long := benB.begin("ssh", "web-1", "--", "echo up; sleep 5; echo bye") // a drain waits for it
+		long := benB.begin("ssh", "web-1", "--", "echo up; sleep 2; echo bye") // a drain waits for it
 		long.says("up")
 		h.ada.ok("server", "drain", "b", "--reason", "upgrade")
 		until(t, "b to refuse sessions", func() bool { return benB.run("ssh", "web-2", "--", "true").code != 0 })
@@ -195,6 +195,72 @@ func TestTwoServersAreOne(t *testing.T) {
 	h.noTwice(adaB)
 	h.killed(t)
 	h.noTwice(h.ada)
+	h.noTwice(h.ada.via(h.b))
+}
+
+// long says that there is time for what takes a minute.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("HANDRAIL_TEST_LONG") == "" {
+		t.Skip("takes a minute: make test-servers")
+	}
+}
+
+// TestAServerThatIsCutOffIsLeft stops a server's process, as a machine does that
+// hangs: its connections stay open and nothing answers.
+func TestAServerThatIsCutOffIsLeft(t *testing.T) {
+	needRoot(t)
+	long(t)
+	h := open(t)
+	benB := h.ben.via(h.b)
+	stuck := h.a.role()
+	if err := unix.Kill(stuck, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Kill(stuck, unix.SIGCONT) })
+	began := time.Now()
+	until(t, "both hosts to be usable at b", func() bool {
+		return benB.run("ssh", "web-1", "--", "true").code == 0 && benB.run("ssh", "web-2", "--", "true").code == 0
+	})
+	t.Logf("both hosts were usable at b %s after a was cut off", time.Since(began).Round(time.Millisecond))
+	if err := unix.Kill(stuck, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "a to serve again", func() bool { return h.ben.run("ssh", "web-1", "--", "true").code == 0 })
+	h.noTwice(h.ada)
+	h.noTwice(h.ada.via(h.b))
+}
+
+// TestWhatAServerThatIsGoneLeftOpenIsClosedByAnother waits until the other one
+// gives it up, and then brings it back.
+func TestWhatAServerThatIsGoneLeftOpenIsClosedByAnother(t *testing.T) {
+	needRoot(t)
+	long(t)
+	h := open(t)
+	adaB := h.ada.via(h.b)
+	// Its time is up while both servers look after it: noTwice counts its ends.
+	var brief struct{ ID string }
+	h.ada.json(&brief, "elevate", "web-1", "--reason", "a look", "--for", "1m", "-o", "json")
+	h.ben.via(h.b).ok("approve", brief.ID, "--yes")
+	atA := h.ben.begin("ssh", "web-1", "--", "echo up; sleep 300")
+	atA.says("up")
+	lost := adaB.oneLive("ben")
+	h.a.kill()
+	until(t, "the other server to close it as lost", func() bool {
+		return slices.ContainsFunc(adaB.entries("session.closed"), func(e entry) bool { return e.Session == lost && e.Outcome == "lost" })
+	})
+	h.a.start()
+	if out := h.ada.ok("replay", lost, "--speed", "64"); !strings.Contains(out, "up") {
+		t.Errorf("the recording that its home sealed late says %q", out)
+	}
+	if out := adaB.ok("replay", lost, "--speed", "64"); !strings.Contains(out, "up") {
+		t.Errorf("by way of the other server it says %q", out)
+	}
+	until(t, "the grant whose time is up to end", func() bool {
+		return slices.ContainsFunc(h.ada.entries("grant.ended"), func(e entry) bool { return e.Object == brief.ID })
+	})
+	h.noTwice(h.ada)
+	h.noTwice(adaB)
 }
 
 // killed ends one server as a power cut does, and sees what the other makes of it.
