@@ -48,6 +48,10 @@ func (p *Peers) Invite(ctx context.Context, by identity.Principal, name string) 
 	if target.ValidName(name) != nil || strings.HasPrefix(name, "v-") {
 		return Invitation{}, fault.New(fault.Invalid, "cannot name a server %.80q: use letters, digits and . _ -, and no id", name)
 	}
+	if len(p.List()) == 0 { // Start has not run: nobody else can use this database
+		return Invitation{}, fault.New(fault.Conflict, "cannot invite a server: the database is SQLite, which one server has alone").
+			WithHint("handrail store move --help")
+	}
 	var out Invitation
 	_, err := p.d.Door.Do(ctx, doorway.Act{Action: action, By: by, Open: func(tx *store.Tx, _ policy.Decision) ([]ledger.Entry, error) {
 		if _, err := getTx(tx, name); fault.KindOf(err) != fault.NotFound || err == nil {

@@ -62,6 +62,7 @@ type site struct {
 	policies  handrailv1connect.PoliciesClient
 	ledger    handrailv1connect.LedgerClient
 	events    handrailv1connect.EventsClient
+	servers   handrailv1connect.ServersClient
 }
 
 // New returns the pages. It serves every path but those of the API.
@@ -94,6 +95,7 @@ func New(d Deps) http.Handler {
 	s.policies = handrailv1connect.NewPoliciesClient(client, base, with)
 	s.ledger = handrailv1connect.NewLedgerClient(client, base, with)
 	s.events = handrailv1connect.NewEventsClient(client, base, with)
+	s.servers = handrailv1connect.NewServersClient(client, base, with)
 	return s.guard(s.routes())
 }
 
@@ -126,6 +128,7 @@ func (s *site) routes() *http.ServeMux {
 	s.routePeople(mux)
 	s.routeDirectory(mux)
 	s.routeRecords(mux)
+	s.routeServers(mux)
 	mux.HandleFunc("/", s.page(s.notFound))
 	return mux
 }
