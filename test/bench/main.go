@@ -4,7 +4,7 @@
 //
 //	go run ./test/bench             everything, two to three minutes
 //	go run ./test/bench -quick      a rougher picture, in a minute
-//	go run ./test/bench -only setup one of: start idle setup keystroke bulk memory lock
+//	go run ./test/bench -only setup one of: start idle setup keystroke bulk memory lock ledger
 //
 // Ratios count: absolute times depend on the machine and on what else it does.
 // The three ways of one row are measured in turns, so that a busy moment falls
@@ -103,8 +103,11 @@ func partNames() (names []string) {
 	for _, p := range parts {
 		names = append(names, p.name)
 	}
-	return names
+	return append(names, ledgerPart)
 }
+
+// ledgerPart needs neither sshd nor an installation, and has a table of its own.
+const ledgerPart = "ledger"
 
 func run(ctx context.Context, p plan, binary, only string) (err error) {
 	dir, err := os.MkdirTemp("", "handrail-bench")
@@ -117,6 +120,17 @@ func run(ctx context.Context, p plan, binary, only string) (err error) {
 		return err
 	}
 	b := &bench{plan: p, dir: dir}
+	if only == "" || only == ledgerPart {
+		fmt.Fprintln(os.Stderr, "      "+ledgerPart)
+		b.t.peers = [2]string{"database", "-"}
+		if err := b.ledgers(ctx); err != nil {
+			b.t.note("%s: %v", ledgerPart, err)
+		}
+		b.t.print(os.Stdout, machine(), "peer: the same database without a ledger; for verifying, the bare SHA-256")
+		if b.t = (table{}); only != "" {
+			return nil
+		}
+	}
 	if b.binary, err = program(ctx, dir, binary); err != nil {
 		return err
 	}

@@ -37,6 +37,7 @@ type unit struct {
 
 var (
 	ms        = unit{"ms", false, "%.1f"}
+	seconds   = unit{"s", false, "%.2f"}
 	µs        = unit{"µs", false, "%.0f"}
 	perSecond = unit{"/s", true, "%.0f"}
 	mibs      = unit{"MiB/s", true, "%.0f"}
@@ -45,6 +46,7 @@ var (
 )
 
 type table struct {
+	peers [2]string // who is measured beside; "" has no column
 	rows  []row
 	notes []string
 }
@@ -62,7 +64,10 @@ func (t *table) note(format string, args ...any) {
 
 // print writes the table. A ratio above 1 is in handrail's favour.
 func (t *table) print(w io.Writer, about ...string) {
-	cells := [][]string{{"what", "handrail", "direct", "ProxyJump", "× direct", "× jump", "goal"}}
+	if t.peers == [2]string{} {
+		t.peers = [2]string{"direct", "ProxyJump"}
+	}
+	cells := [][]string{{"what", "handrail", t.peers[0], t.peers[1], "× " + t.peers[0], "× " + t.peers[1], "goal"}}
 	for _, r := range t.rows {
 		line := []string{r.what}
 		for _, v := range r.values {

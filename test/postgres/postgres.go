@@ -5,6 +5,7 @@ package postgres
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -245,16 +246,26 @@ func required() bool {
 func (c *Cluster) Database(t testing.TB) string {
 	t.Helper()
 	c.need(t)
-	db, err := sql.Open("pgx", c.url("postgres"))
+	url, err := c.New()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return url
+}
+
+// New makes a fresh database for who is no test.
+func (c *Cluster) New() (string, error) {
+	if c.missing != "" {
+		return "", errors.New(c.missing)
+	}
+	db, err := sql.Open("pgx", c.url("postgres"))
+	if err != nil {
+		return "", err
+	}
 	defer func() { _ = db.Close() }()
 	name := fmt.Sprintf("test_%d", c.next.Add(1))
-	if _, err := db.Exec("CREATE DATABASE " + name); err != nil {
-		t.Fatal(err)
-	}
-	return c.url(name)
+	_, err = db.Exec("CREATE DATABASE " + name)
+	return c.url(name), err
 }
 
 func (c *Cluster) need(t testing.TB) {

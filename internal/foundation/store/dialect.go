@@ -161,6 +161,11 @@ func (d dialect) postgresPool(part, role string) (*sql.DB, error) {
 // expand replaces the tokens of a migration.
 func (d dialect) expand(text string) string {
 	text = d.tokens.Replace(text)
+	if d.name == "postgres" {
+		text = strings.ReplaceAll(text, "{{POSTGRES}}", "")
+	} else {
+		text, _, _ = strings.Cut(text, "{{POSTGRES}}")
+	}
 	for {
 		before, rest, ok := strings.Cut(text, "{{APPENDONLY ")
 		if !ok {
