@@ -17,6 +17,7 @@ import (
 
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/directory"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/identity"
@@ -63,7 +64,7 @@ func build(t *testing.T) *house {
 	h := &house{t: t}
 	h.store, err = store.Open(t.Context(), store.Config{
 		DSN: "sqlite:" + dir, Spool: dir, Origin: ring.Origin(), Signer: ring.Log(), Verifier: ring.LogVerifier(), Seals: ring.Subjects(), Bootstrap: flag.Active,
-		Migrations: slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), roster.Schema()),
+		Migrations: slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), roster.Schema(), directory.Schema()),
 		Unspool:    func(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) { return h.roster.Unspool(tx, e) },
 	})
 	must(t, err)
@@ -72,7 +73,7 @@ func build(t *testing.T) *house {
 	must(t, h.people.Start(t.Context()))
 	h.hosts, h.force = target.NewHosts(h.store), policy.NewForce(h.store)
 	must(t, h.force.Seed(t.Context()))
-	h.approvals = approval.New(approval.Deps{Store: h.store, People: h.people, Kinds: roster.Kinds(h.people, h.hosts, h.force)})
+	h.approvals = approval.New(approval.Deps{Store: h.store, People: h.people, Kinds: append(roster.Kinds(h.people, h.hosts, h.force), roster.DirectoryKinds(h.people)...)})
 	h.door = doorway.New(doorway.Deps{Store: h.store, People: h.people, Hosts: h.hosts, Policy: h.force})
 	h.roster = roster.New(roster.Deps{
 		Store: h.store, Ring: ring, People: h.people, Hosts: h.hosts, Policy: h.force, Approvals: h.approvals, Door: h.door,

@@ -309,3 +309,76 @@ func TestTooManyAtOnceWaitForAPerson(t *testing.T) {
 		t.Errorf("%d brakes", len(h.gone))
 	}
 }
+
+// What somebody denied does not happen, is not asked again by itself, and is
+// asked once more when somebody reads the directory anew.
+func TestWhatWasDeniedWaitsUntilSomebodyAsksAnew(t *testing.T) {
+	s := slapd.Start(t, slapd.Options{Sync: true, LDIF: small() + slapd.LDIFGroup("bosses", slapd.Person("ada"))})
+	h := build(t)
+	set := mapped(s)
+	set.Map["admin"] = []string{"bosses"}
+	h.follow(set)
+	asked := func() int {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return len(h.asked)
+	}
+	h.until("it is asked", func() bool { return len(h.status().Held) == 1 && asked() == 1 })
+	if got := h.groups("ada"); got != "developer,operator" {
+		t.Fatalf("ada is in %q before anybody agreed", got)
+	}
+	h.mu.Lock()
+	first := h.asked[0]
+	h.mu.Unlock()
+	settle := func(agreed bool) {
+		t.Helper()
+		_, err := h.store.Record(t.Context(), store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
+			return []ledger.Entry{{Action: "test.settled"}}, SettleTx(tx, first, "a-"+first.Digest[:8], agreed)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	settle(false)
+	s.AddPerson("erin")
+	h.until("erin is here", func() bool { return h.who("erin").ID != "" && h.status().Version > 1 })
+	if asked() != 1 || h.status().Held[0].State != stateDenied {
+		t.Fatalf("asked %d times, %+v", asked(), h.status().Held)
+	}
+	if _, err := h.dir.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	h.until("it is asked once more", func() bool { return asked() == 2 })
+	settle(true)
+	h.dir.Again()
+	h.until("ada is an admin", func() bool { return h.groups("ada") == "admin,developer,operator" })
+}
+
+func TestACopyGetsOldAndKeepsNobodyOut(t *testing.T) {
+	s := slapd.Start(t, slapd.Options{Sync: true, LDIF: small()})
+	h := build(t)
+	stop := h.follow(mapped(s))
+	h.until("everybody is here", func() bool { return h.status().People == 4 && h.status().Version > 0 })
+	s.Stop()
+	h.until("the outage is seen", func() bool { return h.status().Failing != "" })
+	if n := h.count(Failed); n != 1 {
+		t.Errorf("%d entries say that it cannot be read", n)
+	}
+	stop()
+	stale := func(at time.Time) (old bool) {
+		err := h.store.View(t.Context(), func(v *store.View) (err error) {
+			old, err = h.dir.StaleTx(v, at)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return old
+	}
+	if stale(time.Now()) || !stale(time.Now().Add(61*time.Minute)) {
+		t.Error("the copy is old too early or never")
+	}
+	if st := h.status(); st.People != 4 || st.Away != 0 || h.groups("ada") != "developer,operator" {
+		t.Errorf("an outage changed who is here: %+v", st)
+	}
+}

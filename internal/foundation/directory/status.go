@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
 )
 
@@ -128,6 +129,9 @@ func (d *Directory) Sync(ctx context.Context) (Status, error) {
 	if d == nil {
 		return d.Status(ctx)
 	}
+	if err := d.askAgain(ctx); err != nil {
+		return Status{}, err
+	}
 	before, moved := d.status.get()
 	d.poke(d.anew)
 	for now := before; now.Readings == before.Readings; {
@@ -139,6 +143,23 @@ func (d *Directory) Sync(ctx context.Context) (Status, error) {
 		now, moved = d.status.get()
 	}
 	return d.Status(ctx)
+}
+
+// askAgain forgets what somebody denied.
+func (d *Directory) askAgain(ctx context.Context) error {
+	rows, err := d.heldRows(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if r.State != stateDenied {
+			continue
+		}
+		if err := d.record(ctx, func(tx *store.Tx) ([]ledger.Entry, error) { return d.holdTx(tx, held{}, r.What, false) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Ways is how a person came by the groups that they have of the directory: for
