@@ -160,3 +160,15 @@ func unknownInSection(key toml.Key) error {
 	}
 	return fmt.Errorf("there is no setting %s in [%s]", name, key[0])
 }
+
+// directoryHelp says each setting of the directory, in the words that are
+// beside it in the code.
+func directoryHelp() string {
+	var b strings.Builder
+	for _, key := range directory.Keys() {
+		if key != "map" {
+			fmt.Fprintf(&b, "  %-20s # %s\n", key, directory.About(key))
+		}
+	}
+	return b.String()
+}

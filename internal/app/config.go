@@ -204,7 +204,14 @@ It may have a table for logging in at your company's provider:
 
 At the provider, register the redirects URL/login/provider/back and
 URL/login/provider/paste, and http://127.0.0.1/handrail for commands. What the
-provider says must be in the ID token.`,
+provider says must be in the ID token.
+
+And one for your company's directory (LDAP), which then decides who is who:
+
+  [directory]
+` + directoryHelp() + `
+  [directory.map]                    # ours = theirs; what is not here is nothing
+  operator = ["cn=sre,ou=groups,dc=example,dc=com"]`,
 		Example: `  handrail config explain                                  # what 'handrail up' would use, and why
   HANDRAIL_LISTEN=127.0.0.1:8080 handrail config explain   # try a value`,
 		Args: cobra.NoArgs,

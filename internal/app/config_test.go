@@ -97,3 +97,40 @@ func TestAPasswordInTheDatabaseURLIsNotExplained(t *testing.T) {
 		}
 	}
 }
+
+func TestTheDirectorysTableIsReadWithItsFiles(t *testing.T) {
+	table := func(more string) string {
+		return "listen = \"127.0.0.1:1\"\n[directory]\nurl = \"ldaps://ldap.example.com\"\npeople = \"ou=p,dc=x\"\ngroups = \"ou=g,dc=x\"\n" + more + "\n[directory.map]\noperator = [\"ops\"]\n"
+	}
+	path := write(t, table("bind-dn = \"cn=r,dc=x\"\nbind-password-file = \"pw\""), 0o600)
+	if _, err := readSections(); err == nil {
+		t.Error("a password file that is not there is passed over")
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(path), "pw"), []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := readSections()
+	if err != nil || s.Directory.Password != "secret" || s.Directory.Map["operator"][0] != "ops" {
+		t.Fatalf("%+v, %v", s.Directory, err)
+	}
+	text, err := s.hand()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := takeSections(text); err != nil || again.Directory.Password != "secret" {
+		t.Errorf("the server gets %+v, %v", again.Directory, err)
+	}
+	for more, want := range map[string]string{
+		"filter = \"x\"":             "there is no setting filter",
+		"people-filtr = \"(a=b)\"":   "did you mean \"people-filter\"?",
+		"bind-dn = \"cn=r,dc=x\"":    "anonymous",
+		"stale-after = \"soon\"":     "stale-after",
+		"starttls = true":            "TLS already",
+		"ask-first = [\"nobodies\"]": "in no [directory.map]",
+	} {
+		write(t, table(more), 0o600)
+		if _, err := settings(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", more, err, want)
+		}
+	}
+}

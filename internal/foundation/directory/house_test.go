@@ -360,11 +360,11 @@ func TestACopyGetsOldAndKeepsNobodyOut(t *testing.T) {
 	stop := h.follow(mapped(s))
 	h.until("everybody is here", func() bool { return h.status().People == 4 && h.status().Version > 0 })
 	s.Stop()
-	h.until("the outage is seen", func() bool { return h.status().Failing != "" })
+	h.until("the outage is seen and written down", func() bool { return h.status().Failing != "" && h.count(Failed) == 1 })
+	stop()
 	if n := h.count(Failed); n != 1 {
 		t.Errorf("%d entries say that it cannot be read", n)
 	}
-	stop()
 	stale := func(at time.Time) (old bool) {
 		err := h.store.View(t.Context(), func(v *store.View) (err error) {
 			old, err = h.dir.StaleTx(v, at)
