@@ -21,6 +21,7 @@ import (
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/agentless"
+	"handrail.dev/handrail/internal/feature/erasure"
 	"handrail.dev/handrail/internal/feature/inspect"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/peer"
@@ -101,6 +102,7 @@ type Server struct {
 	id, route  string // of this server, and of its bus; empty over SQLite, where it is the only one
 	peerConns  *queue // on which other servers speak the API
 	gate       *sshgate.Gate
+	erasures   *erasure.Erasures
 	circle     *witness.Circle
 	witness    *witness.Witness
 	handler    http.Handler
@@ -115,7 +117,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data), peerConns: newQueue(c.Listener.Addr())}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openFleet, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openErasures, s.openFleet, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -186,7 +188,7 @@ func observations() []store.ObservationMigration {
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
 		identity.Schema(), directory.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
-		witness.Schema(), inspect.Schema(), voucher.Schema(),
+		witness.Schema(), erasure.Schema(), inspect.Schema(), voucher.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -198,7 +200,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(),
+		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(),
 	} {
 		all = append(all, actions...)
 	}
@@ -224,7 +226,8 @@ func (s *Server) openPeople(ctx context.Context) error {
 }
 
 func (s *Server) openDoor(context.Context) error {
-	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds(), roster.DirectoryKinds(s.people))
+	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds(), roster.DirectoryKinds(s.people),
+		erasure.Kinds(func() *erasure.Erasures { return s.erasures }))
 	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
 	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
 	s.access = access.New(access.Deps{
@@ -322,7 +325,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 	s.peerAPI = rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
-		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
+		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Erasures: s.erasures, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Vouchers: s.vouchers.Load, Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	api := s.toHomes(s.peerAPI)
@@ -442,6 +445,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "fleet", s.fleet.Run)
 	run(below, "recordings", s.recordings.Run)
 	run(below, "witnesses", s.circle.Run)
+	run(below, "erasures", s.erasures.Run)
 	run(below, "hosts without a node", s.agentless.Run)
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)

@@ -61,12 +61,19 @@ func (rd *Reader) begin(r *Recordings, session string) error {
 		return touched(session, 0)
 	}
 	key, err := r.deps.Replay.OpenReplay(head.KeyForReplay)
+	if err == nil && head.V >= 2 {
+		key, err = r.deps.Subjects.Open(head.Person, key, replayContext(session))
+	}
 	if err != nil {
 		// The replay key may have been rotated; the person's own key still opens it.
 		key, err = r.deps.Subjects.Open(head.Person, head.KeyForSubject, keyContext(session))
 	}
 	if err != nil {
-		return fault.Wrap(fault.Unavailable, err, "cannot replay session %s", session)
+		kind := fault.Unavailable
+		if fault.KindOf(err) == fault.NotFound {
+			kind = fault.NotFound // whose session it was, was erased
+		}
+		return fault.Wrap(kind, err, "cannot replay session %s", session)
 	}
 	if string(commitKey(key)) != string(head.KeyCommit) {
 		return touched(session, 0)

@@ -295,12 +295,18 @@ func (r *Recordings) Draft(h Header) (*Draft, error) {
 	if _, err := rand.Read(key); err != nil {
 		return nil, err
 	}
-	h.V, h.KeyCommit = 1, commitKey(key)
+	h.V, h.KeyCommit = 2, commitKey(key)
 	var err error
 	if h.KeyForSubject, err = r.deps.Subjects.Seal(h.Person, key, keyContext(h.Session)); err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot make the key of a recording")
 	}
-	if h.KeyForReplay, err = r.deps.Replay.WrapReplay(key); err != nil {
+	// What the replay key opens is sealed to the person too: when they are
+	// erased, no key opens it any more, and every byte stays as it was proven.
+	inner, err := r.deps.Subjects.Seal(h.Person, key, replayContext(h.Session))
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot make the key of a recording")
+	}
+	if h.KeyForReplay, err = r.deps.Replay.WrapReplay(inner); err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot make the key of a recording")
 	}
 	head, err := h.encode()
@@ -320,6 +326,8 @@ func (d *Draft) Entry() ledger.Entry {
 }
 
 func keyContext(session string) []byte { return []byte("recording " + session) }
+
+func replayContext(session string) []byte { return []byte("replay " + session) }
 
 func commitKey(key []byte) []byte {
 	sum := sha256.Sum256(append([]byte("handrail-recording-key-v1\n"), key...))

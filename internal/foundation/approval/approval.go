@@ -147,7 +147,7 @@ func (a Approval) entry(action ledger.Action, actor string) ledger.Entry {
 	}
 	return ledger.Entry{
 		Action: action, Subjects: subjects, Object: a.ID, Version: a.Version,
-		Payload: payload{V: 1, Approval: a}, SealTo: a.Requester,
+		Payload: payload{V: 1, Approval: a}, SealTo: a.ID,
 	}
 }
 

@@ -296,6 +296,8 @@ func Verb(action string) string {
 		return "end the bootstrap"
 	case "ledger.export":
 		return "export the ledger"
+	case "ledger.erase":
+		return "erase a person"
 	case "ledger.witness":
 		return "set the witnesses"
 	}

@@ -39,6 +39,7 @@ type client struct {
 	servers   handrailv1connect.ServersClient
 	vouchers  handrailv1connect.VouchersClient
 	witnesses handrailv1connect.WitnessesClient
+	erasures  handrailv1connect.ErasuresClient
 	directory handrailv1connect.DirectoriesClient
 	rights    handrailv1connect.RightsClient
 }
@@ -94,6 +95,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		servers:   handrailv1connect.NewServersClient(h, base, option),
 		vouchers:  handrailv1connect.NewVouchersClient(h, base, option),
 		witnesses: handrailv1connect.NewWitnessesClient(h, base, option),
+		erasures:  handrailv1connect.NewErasuresClient(h, base, option),
 		directory: handrailv1connect.NewDirectoriesClient(h, base, option),
 		rights:    handrailv1connect.NewRightsClient(h, base, option),
 	}

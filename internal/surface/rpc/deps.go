@@ -13,6 +13,7 @@ import (
 	"handrail.dev/handrail/api/handrail/v1/handrailv1connect"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/agentless"
+	"handrail.dev/handrail/internal/feature/erasure"
 	"handrail.dev/handrail/internal/feature/inspect"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/peer"
@@ -55,6 +56,7 @@ type Deps struct {
 	Notices    *notice.Hub
 	Peers      *peer.Peers
 	Vouchers   func() *voucher.Vouchers
+	Erasures   *erasure.Erasures
 	Witnesses  *witness.Circle
 	WitnessKey string // by which this server cosigns others' ledgers
 	// BeforeExport has the ledger cosigned as far as it goes; it may be nil.
@@ -99,6 +101,7 @@ func Handler(d *Deps) http.Handler {
 			return handrailv1connect.NewInspectionsHandler(inspections{d}, options...)
 		},
 		func() (string, http.Handler) { return handrailv1connect.NewLedgerHandler(ledgers{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewErasuresHandler(erasures{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewWitnessesHandler(witnesses{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPoliciesHandler(policies{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewEventsHandler(events{d}, options...) },

@@ -142,7 +142,8 @@ var sentences = map[string]func(*said) string{
 	"witness.missing":  witnessMissing,
 	"witness.refused":  witnessMissing,
 	"witness.returned": witnessReturned,
-	"subject.erased":   func(s *said) string { return s.who() + " had a person's entries made unreadable; every proof stands" },
+	"subject.erased":   subjectErased,
+	"erasure.finished": erasureFinished,
 
 	"login.opened": func(s *said) string {
 		p := read[identity.LoginPayload](s)

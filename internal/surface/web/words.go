@@ -505,6 +505,8 @@ func kindWord(kind string) string {
 		return "new rules"
 	case "ratification":
 		return "ratify a break-glass"
+	case "person.erase":
+		return "erase a person"
 	case "witness.set":
 		return "the ledger's witnesses"
 	}
