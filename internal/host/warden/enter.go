@@ -400,6 +400,9 @@ func (d *entrances) start(c *child, ask entrance.Ask) (*os.File, error) {
 	session := "s-" + eventID()[2:]
 	now := d.w.c.Boot()
 	acc := a.accepted(session, ask, d.w.status.Node, hostName(), now)
+	if d.w.run.mode == sandbox.UserNamespaceMode { // a trial has one account, whatever the voucher names
+		acc.Session.Root, acc.Session.Sudo = false, false
+	}
 	d.mu.Lock()
 	switch {
 	case c.began:
