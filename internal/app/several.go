@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -134,6 +135,11 @@ const drainWithin = 15 * time.Minute
 // peersChanged hears of another list of servers.
 func (s *Server) peersChanged(list []peer.Server) {
 	var peers []fleet.Peer
+	if !slices.ContainsFunc(list, func(p peer.Server) bool { return p.Self }) {
+		s.c.Log.Error("this server was removed from the list: it serves nobody any more")
+		s.fleet.Drain(true)
+		s.sessions.Drain(true, 0, "the server was removed")
+	}
 	for _, p := range list {
 		if p.Serves() {
 			peers = append(peers, fleet.Peer{ID: p.ID, Address: p.Address, Alive: p.Alive})
