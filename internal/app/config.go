@@ -202,6 +202,12 @@ It may have a table for logging in at your company's provider:
   [[workload]]                       # whose word on robots is taken: handrail robot
   issuer = "https://ci.example.com"  # its keys are found there, or at jwks = "…"
 
+And one for how long payloads are kept, by action; leaves and proofs stay:
+
+  [retention]
+  "node.reported" = "90d"            # what is not named is kept for ever
+  "inspection.*" = "400d"
+
 At the provider, register the redirects URL/login/provider/back and
 URL/login/provider/paste, and http://127.0.0.1/handrail for commands. What the
 provider says must be in the ID token.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/cobra"
@@ -26,10 +27,11 @@ type sections struct {
 	Directory *directory.Settings `toml:"directory"`
 	NATS      *natsSection        `toml:"nats"`
 	Workloads []oidc.Issuer       `toml:"workload"` // whose word on robots is taken
+	Retention retention           `toml:"retention"`
 }
 
 // sectionNames are the tables that there are.
-var sectionNames = []string{"oidc", "directory", "nats", "workload"}
+var sectionNames = []string{"oidc", "directory", "nats", "workload", "retention"}
 
 // parseSections reads the tables. What it does not know is an error here too.
 func parseSections(text []byte) (sections, error) {
@@ -54,8 +56,11 @@ func parseSections(text []byte) (sections, error) {
 		}
 	}
 	if s.Directory != nil {
-		err = s.Directory.CheckText()
+		if err := s.Directory.CheckText(); err != nil {
+			return s, err
+		}
 	}
+	_, err = s.Retention.rules(time.Now())
 	return s, err
 }
 
@@ -133,13 +138,14 @@ type handed struct {
 	Directory  *directory.Settings `json:"directory,omitempty"` // with its password
 	NATS       *natsSection        `json:"nats,omitempty"`      // with its credentials
 	Workloads  []oidc.Issuer       `json:"workloads,omitempty"`
+	Retention  retention           `json:"retention,omitempty"`
 }
 
 const sectionsEnv = "HANDRAIL_SECTIONS"
 
 // hand is what the supervisor puts into the environment of the server.
 func (s sections) hand() (string, error) {
-	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads}
+	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention}
 	if s.OIDC != nil {
 		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
 	}
@@ -158,5 +164,5 @@ func takeSections(text string) (sections, error) {
 	if h.OIDC != nil {
 		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
 	}
-	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads}, nil
+	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention}, nil
 }

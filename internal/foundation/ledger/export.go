@@ -241,6 +241,7 @@ type exportCheck struct {
 	tree     Frontier
 	erased   map[string]bool
 	absent   []absentPayload
+	pruned   []Pruned
 	wanted   map[string]int64 // hash of a piece → entry that commits to it
 	broken   bool
 }
@@ -253,6 +254,8 @@ type signedPoint struct {
 type absentPayload struct {
 	seq    int64
 	sealer string
+	action Action
+	at     int64
 }
 
 func (v *exportCheck) find(where, what string, args ...any) {

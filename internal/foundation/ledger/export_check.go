@@ -32,6 +32,7 @@ type bundle struct {
 	payloads int64
 	findings []Finding
 	absent   []absentPayload
+	pruned   []Pruned
 	erased   []string
 	chunks   map[int64][]byte
 	done     chan struct{}
@@ -156,7 +157,7 @@ func (b *bundle) payload(h *hasher, seq int64, leaf, rest []byte) []byte {
 			b.erased = append(b.erased, l.Object)
 		}
 		if size == erasedLength {
-			b.absent = append(b.absent, absentPayload{seq, l.Sealer()})
+			b.absent = append(b.absent, absentPayload{seq, l.Sealer(), l.Action, l.Time})
 			return rest
 		}
 	}
@@ -168,6 +169,13 @@ func (b *bundle) payload(h *hasher, seq int64, leaf, rest []byte) []byte {
 		b.payloads++
 	} else {
 		bad("it is not the one that the leaf commits to")
+	}
+	if action == ActionPruned {
+		if p, err := ParsePruned(rest[32 : 32+size]); err != nil || p.Through > seq {
+			bad("it does not say what was pruned")
+		} else {
+			b.pruned = append(b.pruned, p)
+		}
 	}
 	if action == ActionChunks {
 		b.chunks[seq] = rest[32 : 32+size]
@@ -214,6 +222,7 @@ func (v *exportCheck) merge(b *bundle) {
 	}
 	v.report.Payloads += b.payloads
 	v.absent = append(v.absent, b.absent...)
+	v.pruned = append(v.pruned, b.pruned...)
 	for _, s := range b.erased {
 		v.erased[s] = true
 	}
@@ -294,12 +303,16 @@ func (v *exportCheck) root(p signedPoint) {
 	v.find(p.where, "the first %d entries are not those that were signed", p.tree.N)
 }
 
-// absences judges payloads that are not there, now that all erasures are known.
+// absences judges payloads that are not there, now that all that was erased or
+// pruned is known.
 func (v *exportCheck) absences() {
 	for _, a := range v.absent {
-		if v.erased[a.sealer] {
+		switch covered := func(p Pruned) bool { return p.Covers(a.seq, a.action, a.at) }; {
+		case v.erased[a.sealer]:
 			v.report.Erased++
-		} else {
+		case slices.ContainsFunc(v.pruned, covered):
+			v.report.Pruned++
+		default:
 			v.find(fmt.Sprintf("payload of #%d", a.seq), "it is missing, and no entry says that %s was erased", a.sealer)
 		}
 	}

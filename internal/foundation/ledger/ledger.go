@@ -104,6 +104,7 @@ type Report struct {
 	OK          bool
 	Entries     int64
 	Payloads    int64
+	Pruned      int64 // payloads that are absent because an entry says that they were let go
 	Erased      int64 // payloads that are absent because their subject was erased
 	Recordings  int64
 	Checkpoints int64

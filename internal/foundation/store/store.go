@@ -178,7 +178,10 @@ func (s *Store) begin(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.resumeErasures(ctx)
+	if err := s.resumeErasures(ctx); err != nil {
+		return err
+	}
+	return s.resumePrune(ctx)
 }
 
 // checkOwner refuses a database whose newest checkpoint another log key signed:
@@ -255,7 +258,7 @@ func (s *Store) setDamage(err error) {
 
 // Actions are the ledger actions that the store itself writes.
 func Actions() []ledger.Action {
-	return []ledger.Action{ledger.ActionOpened, ledger.ActionErased, ledger.ActionSpooled, ledger.ActionRestored}
+	return []ledger.Action{ledger.ActionOpened, ledger.ActionErased, ledger.ActionSpooled, ledger.ActionRestored, ledger.ActionPruned}
 }
 
 // settleEvery is how many seconds the newest stored checkpoint may lag behind;

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"slices"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -134,6 +135,7 @@ type verification struct {
 	tree     ledger.Frontier
 	good     int64 // size of the newest checkpoint that was right
 	erased   map[string]bool
+	pruned   []ledger.Pruned
 	suspects []int64 // entries that neither a tile nor a payload confirms
 	broken   bool    // a signed root was not met; those after it cannot be
 	absent   []absence
@@ -151,6 +153,8 @@ type verification struct {
 // absence is a payload that is not there, which is right only if it was erased.
 type absence struct {
 	seq    int64
+	action ledger.Action
+	at     int64
 	sealer string
 	why    string
 }
@@ -371,20 +375,20 @@ func (v *verification) payload(seq int64, r *fullRow, l ledger.Leaf) payloadStat
 	where := fmt.Sprintf("payload of #%d", seq)
 	sealer := l.Sealer()
 	if r.Sealer == nil {
-		v.absent = append(v.absent, absence{seq, sealer, "it is missing"})
+		v.absent = append(v.absent, absence{seq, l.Action, l.Time, sealer, "it is missing"})
 		return payloadAbsent
 	}
 	if *r.Sealer != sealer {
 		v.find(where, "index column sealer does not say what the leaf says")
 	}
 	if len(r.Body) == 0 {
-		v.absent = append(v.absent, absence{seq, sealer, "it is empty"})
+		v.absent = append(v.absent, absence{seq, l.Action, l.Time, sealer, "it is empty"})
 		return payloadAbsent
 	}
 	plain, err := v.s.cfg.Seals.Open(sealer, r.Body, r.Leaf)
 	switch {
 	case fault.KindOf(err) == fault.NotFound && err != nil:
-		v.absent = append(v.absent, absence{seq, sealer, "its key is gone"})
+		v.absent = append(v.absent, absence{seq, l.Action, l.Time, sealer, "its key is gone"})
 		return payloadAbsent
 	case err != nil:
 		v.find(where, "it does not open, or not for this leaf")
@@ -393,17 +397,27 @@ func (v *verification) payload(seq int64, r *fullRow, l ledger.Leaf) payloadStat
 		v.find(where, "it is not the one that the leaf commits to")
 		return payloadBad
 	}
+	if l.Action == ledger.ActionPruned {
+		if p, err := ledger.ParsePruned(plain[32:]); err != nil || p.Through > seq {
+			v.find(where, "it does not say what was pruned")
+		} else {
+			v.pruned = append(v.pruned, p)
+		}
+	}
 	v.report.Payloads++
 	return payloadGood
 }
 
-// absences judges the payloads that are not there, now that all erasures are
-// known.
+// absences judges the payloads that are not there, now that all that was erased
+// or pruned is known.
 func (v *verification) absences() error {
 	for _, a := range v.absent {
-		if v.erased[a.sealer] {
+		switch covered := func(p ledger.Pruned) bool { return p.Covers(a.seq, a.action, a.at) }; {
+		case v.erased[a.sealer]:
 			v.report.Erased++
-		} else {
+		case slices.ContainsFunc(v.pruned, covered):
+			v.report.Pruned++
+		default:
 			v.find(fmt.Sprintf("payload of #%d", a.seq), "%s, and no entry says that %s was erased", a.why, a.sealer)
 		}
 	}

@@ -129,6 +129,9 @@ var sentences = map[string]func(*said) string{
 	"ledger.restored": func(s *said) string {
 		return "the database was put back from a copy" + because(read[struct{ Reason string }](s).Reason)
 	},
+	"ledger.pruned": func(s *said) string {
+		return fmt.Sprintf("the payloads of %d entries were let go, as the configuration's retention says; their proofs stay", read[struct{ Count int64 }](s).Count)
+	},
 	"ledger.verified": func(s *said) string { return s.who() + " had the whole ledger verified" },
 	"ledger.exported": func(s *said) string { return s.who() + " took a copy of the ledger" },
 	"brake.spooled": func(s *said) string {
