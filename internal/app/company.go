@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/BurntSushi/toml"
+	"google.golang.org/protobuf/encoding/protojson"
 
+	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/roster"
@@ -171,4 +173,62 @@ func directoryHelp() string {
 		}
 	}
 	return b.String()
+}
+
+// tryCompany says what settings would bring about here, with what they read.
+func (s *Server) tryCompany(ctx context.Context, q localQuestion) (localAnswer, error) {
+	if q.Directory == nil {
+		return localAnswer{}, fault.New(fault.Invalid, "cannot try a directory: there are no settings")
+	}
+	t, err := directory.Try(ctx, s.store, *q.Directory, q.Copy, q.Hash)
+	if err != nil {
+		return localAnswer{}, err
+	}
+	out := &handrailv1.DirectoryTestResponse{People: uint32(t.People), Groups: uint32(t.Groups), More: uint32(t.More), OddCount: uint32(t.OddCount), Waits: t.Waits}
+	for _, l := range t.Lines {
+		out.Lines = append(out.Lines, &handrailv1.DirectoryTestLine{Person: l.Name, What: l.What})
+	}
+	for _, o := range t.Odd {
+		out.Odd = append(out.Odd, &handrailv1.DirectoryOdd{Id: o.ID, Name: o.Name, Why: o.Why})
+	}
+	raw, err := protojson.Marshal(out)
+	return localAnswer{Report: raw}, err
+}
+
+// maxTried bounds a copy that is tried: a question to the control socket is small.
+const maxTried = 300 << 10
+
+// LocalDirectory reads the directory by the configuration as it stands in the
+// file, in force or not, and has the server of a data folder on this machine say
+// what that would bring about; it is `handrail directory test`.
+func LocalDirectory(ctx context.Context, dir string) (*handrailv1.DirectoryTestResponse, error) {
+	dir, err := dataFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	tables, err := readSections()
+	if err != nil {
+		return nil, err
+	}
+	if tables.Directory == nil {
+		return nil, fault.New(fault.Invalid, "cannot try a directory: the configuration has no [directory]").WithHint("handrail config explain --help shows one")
+	}
+	body, hash, err := tables.Directory.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(body) > maxTried {
+		return nil, fault.New(fault.Exhausted, "cannot try a directory of that size: the copy has %d bytes, at most %d", len(body), maxTried)
+	}
+	asked := *tables.Directory
+	asked.Password = ""
+	answer, err := askLocal(ctx, dir, "company", localQuestion{Directory: &asked, Copy: body, Hash: hash})
+	if err != nil {
+		return nil, err
+	}
+	out := &handrailv1.DirectoryTestResponse{}
+	if err := protojson.Unmarshal(answer.Report, out); err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot read the server's answer")
+	}
+	return out, nil
 }

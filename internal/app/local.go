@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"handrail.dev/handrail/internal/foundation/directory"
 	"handrail.dev/handrail/internal/foundation/fault"
 )
 
@@ -30,7 +31,8 @@ type localDoor struct {
 	login     func(ctx context.Context) (localAnswer, error)
 	verify    func(ctx context.Context) (localAnswer, error)
 	join      func(ctx context.Context, hostname, mode string, trial bool) (localAnswer, error)
-	trust     func(bundle []byte) (localAnswer, error) // nil: what to sign; else the bundle that was signed
+	company   func(ctx context.Context, q localQuestion) (localAnswer, error) // what a configuration of the directory would bring about
+	trust     func(bundle []byte) (localAnswer, error)                        // nil: what to sign; else the bundle that was signed
 }
 
 // localAnswer is what the control socket says.
@@ -53,6 +55,10 @@ type localQuestion struct {
 	Mode     string `json:"mode,omitempty"`
 	Trial    bool   `json:"trial,omitempty"`
 	Bundle   []byte `json:"bundle,omitempty"`
+
+	Directory *directory.Settings `json:"directory,omitempty"` // to be tried, without its password
+	Copy      []byte              `json:"copy,omitempty"`      // that was read by them
+	Hash      string              `json:"hash,omitempty"`
 }
 
 type peerKey struct{}
@@ -88,6 +94,9 @@ func (d *localDoor) serve(ctx context.Context, l net.Listener) error {
 		d.answer(w, r, func(q localQuestion) (localAnswer, error) {
 			return d.join(r.Context(), q.Hostname, q.Mode, q.Trial)
 		})
+	})
+	mux.HandleFunc("POST /company", func(w http.ResponseWriter, r *http.Request) {
+		d.answer(w, r, func(q localQuestion) (localAnswer, error) { return d.company(r.Context(), q) })
 	})
 	mux.HandleFunc("POST /trust", func(w http.ResponseWriter, r *http.Request) {
 		d.answer(w, r, func(q localQuestion) (localAnswer, error) { return d.trust(q.Bundle) })

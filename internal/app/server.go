@@ -556,7 +556,7 @@ func (s *Server) local() *localDoor {
 			token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
 			return localAnswer{Token: token.String(), Link: s.url() + "/login?t=" + secret}, nil
 		},
-		join: s.joinLocal, trust: s.trustLocal,
+		join: s.joinLocal, trust: s.trustLocal, company: s.tryCompany,
 	}
 }
 

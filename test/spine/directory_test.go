@@ -78,6 +78,21 @@ func TestWhoLeavesTheDirectoryLosesGrantAndSession(t *testing.T) {
 		ada.json(&status, "directory", "status", "-o", "json")
 		return status.People == 3 && status.Version != "0"
 	})
+	// The same configuration would change nothing; a smaller map takes away.
+	if out := ada.ok("directory", "test", "--data", i.data); strings.TrimSpace(out) != "" {
+		t.Errorf("the configuration in force would change something: %s", out)
+	}
+	smaller := os.Getenv("HANDRAIL_CONFIG")
+	whole, err := os.ReadFile(smaller)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(smaller, []byte(strings.Replace(string(whole), `operator = ["ops"]`, "", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := ada.ok("directory", "test", "--data", i.data); !strings.Contains(out, "dora") || !strings.Contains(out, "loses operator") {
+		t.Errorf("a smaller map: %s", out)
+	}
 	emil, fred := i.member(ada, "emil"), i.member(ada, "fred")
 	if out := emil.ok("access", "emil", "-o", "json"); !strings.Contains(out, `"oncall"`) || !strings.Contains(out, `"operator"`) {
 		t.Errorf("the way of groups is not said: %s", out)

@@ -421,6 +421,152 @@ func (x *DirectoryOdd) GetWhy() string {
 	return ""
 }
 
+// DirectoryTestResponse is what a configuration would bring about before it is
+// in force; the server's own machine is asked for it, not the API.
+type DirectoryTestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	People        uint32                 `protobuf:"varint,1,opt,name=people,proto3" json:"people,omitempty"`
+	Groups        uint32                 `protobuf:"varint,2,opt,name=groups,proto3" json:"groups,omitempty"`
+	Lines         []*DirectoryTestLine   `protobuf:"bytes,3,rep,name=lines,proto3" json:"lines,omitempty"`
+	More          uint32                 `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
+	Odd           []*DirectoryOdd        `protobuf:"bytes,5,rep,name=odd,proto3" json:"odd,omitempty"`
+	OddCount      uint32                 `protobuf:"varint,6,opt,name=odd_count,json=oddCount,proto3" json:"odd_count,omitempty"`
+	Waits         bool                   `protobuf:"varint,7,opt,name=waits,proto3" json:"waits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirectoryTestResponse) Reset() {
+	*x = DirectoryTestResponse{}
+	mi := &file_handrail_v1_directory_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirectoryTestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirectoryTestResponse) ProtoMessage() {}
+
+func (x *DirectoryTestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_directory_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirectoryTestResponse.ProtoReflect.Descriptor instead.
+func (*DirectoryTestResponse) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DirectoryTestResponse) GetPeople() uint32 {
+	if x != nil {
+		return x.People
+	}
+	return 0
+}
+
+func (x *DirectoryTestResponse) GetGroups() uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return 0
+}
+
+func (x *DirectoryTestResponse) GetLines() []*DirectoryTestLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *DirectoryTestResponse) GetMore() uint32 {
+	if x != nil {
+		return x.More
+	}
+	return 0
+}
+
+func (x *DirectoryTestResponse) GetOdd() []*DirectoryOdd {
+	if x != nil {
+		return x.Odd
+	}
+	return nil
+}
+
+func (x *DirectoryTestResponse) GetOddCount() uint32 {
+	if x != nil {
+		return x.OddCount
+	}
+	return 0
+}
+
+func (x *DirectoryTestResponse) GetWaits() bool {
+	if x != nil {
+		return x.Waits
+	}
+	return false
+}
+
+type DirectoryTestLine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Person        string                 `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	What          string                 `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DirectoryTestLine) Reset() {
+	*x = DirectoryTestLine{}
+	mi := &file_handrail_v1_directory_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DirectoryTestLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DirectoryTestLine) ProtoMessage() {}
+
+func (x *DirectoryTestLine) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_directory_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DirectoryTestLine.ProtoReflect.Descriptor instead.
+func (*DirectoryTestLine) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DirectoryTestLine) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *DirectoryTestLine) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
 type DirectoryLoginRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -433,7 +579,7 @@ type DirectoryLoginRequest struct {
 
 func (x *DirectoryLoginRequest) Reset() {
 	*x = DirectoryLoginRequest{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[5]
+	mi := &file_handrail_v1_directory_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +591,7 @@ func (x *DirectoryLoginRequest) String() string {
 func (*DirectoryLoginRequest) ProtoMessage() {}
 
 func (x *DirectoryLoginRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[5]
+	mi := &file_handrail_v1_directory_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +604,7 @@ func (x *DirectoryLoginRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryLoginRequest.ProtoReflect.Descriptor instead.
 func (*DirectoryLoginRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{5}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DirectoryLoginRequest) GetName() string {
@@ -499,7 +645,7 @@ type RightsOfPersonRequest struct {
 
 func (x *RightsOfPersonRequest) Reset() {
 	*x = RightsOfPersonRequest{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[6]
+	mi := &file_handrail_v1_directory_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -511,7 +657,7 @@ func (x *RightsOfPersonRequest) String() string {
 func (*RightsOfPersonRequest) ProtoMessage() {}
 
 func (x *RightsOfPersonRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[6]
+	mi := &file_handrail_v1_directory_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -524,7 +670,7 @@ func (x *RightsOfPersonRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfPersonRequest.ProtoReflect.Descriptor instead.
 func (*RightsOfPersonRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{6}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RightsOfPersonRequest) GetPerson() string {
@@ -550,7 +696,7 @@ type RightsOfHostRequest struct {
 
 func (x *RightsOfHostRequest) Reset() {
 	*x = RightsOfHostRequest{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[7]
+	mi := &file_handrail_v1_directory_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -562,7 +708,7 @@ func (x *RightsOfHostRequest) String() string {
 func (*RightsOfHostRequest) ProtoMessage() {}
 
 func (x *RightsOfHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[7]
+	mi := &file_handrail_v1_directory_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -575,7 +721,7 @@ func (x *RightsOfHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfHostRequest.ProtoReflect.Descriptor instead.
 func (*RightsOfHostRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{7}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RightsOfHostRequest) GetHost() string {
@@ -600,7 +746,7 @@ type Right struct {
 
 func (x *Right) Reset() {
 	*x = Right{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[8]
+	mi := &file_handrail_v1_directory_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -612,7 +758,7 @@ func (x *Right) String() string {
 func (*Right) ProtoMessage() {}
 
 func (x *Right) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[8]
+	mi := &file_handrail_v1_directory_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -625,7 +771,7 @@ func (x *Right) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Right.ProtoReflect.Descriptor instead.
 func (*Right) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{8}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Right) GetLevel() string {
@@ -681,7 +827,7 @@ type GroupWay struct {
 
 func (x *GroupWay) Reset() {
 	*x = GroupWay{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[9]
+	mi := &file_handrail_v1_directory_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +839,7 @@ func (x *GroupWay) String() string {
 func (*GroupWay) ProtoMessage() {}
 
 func (x *GroupWay) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[9]
+	mi := &file_handrail_v1_directory_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +852,7 @@ func (x *GroupWay) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GroupWay.ProtoReflect.Descriptor instead.
 func (*GroupWay) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{9}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GroupWay) GetGroup() string {
@@ -737,7 +883,7 @@ type RightsOfPersonResponse struct {
 
 func (x *RightsOfPersonResponse) Reset() {
 	*x = RightsOfPersonResponse{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[10]
+	mi := &file_handrail_v1_directory_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +895,7 @@ func (x *RightsOfPersonResponse) String() string {
 func (*RightsOfPersonResponse) ProtoMessage() {}
 
 func (x *RightsOfPersonResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[10]
+	mi := &file_handrail_v1_directory_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +908,7 @@ func (x *RightsOfPersonResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfPersonResponse.ProtoReflect.Descriptor instead.
 func (*RightsOfPersonResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{10}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RightsOfPersonResponse) GetPerson() string {
@@ -818,7 +964,7 @@ type RightsOnHosts struct {
 
 func (x *RightsOnHosts) Reset() {
 	*x = RightsOnHosts{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[11]
+	mi := &file_handrail_v1_directory_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -830,7 +976,7 @@ func (x *RightsOnHosts) String() string {
 func (*RightsOnHosts) ProtoMessage() {}
 
 func (x *RightsOnHosts) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[11]
+	mi := &file_handrail_v1_directory_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -843,7 +989,7 @@ func (x *RightsOnHosts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOnHosts.ProtoReflect.Descriptor instead.
 func (*RightsOnHosts) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{11}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RightsOnHosts) GetHosts() []string {
@@ -873,7 +1019,7 @@ type RightsOfHostResponse struct {
 
 func (x *RightsOfHostResponse) Reset() {
 	*x = RightsOfHostResponse{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[12]
+	mi := &file_handrail_v1_directory_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +1031,7 @@ func (x *RightsOfHostResponse) String() string {
 func (*RightsOfHostResponse) ProtoMessage() {}
 
 func (x *RightsOfHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[12]
+	mi := &file_handrail_v1_directory_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +1044,7 @@ func (x *RightsOfHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfHostResponse.ProtoReflect.Descriptor instead.
 func (*RightsOfHostResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{12}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RightsOfHostResponse) GetHost() string {
@@ -947,7 +1093,7 @@ type RightsOfPeople struct {
 
 func (x *RightsOfPeople) Reset() {
 	*x = RightsOfPeople{}
-	mi := &file_handrail_v1_directory_proto_msgTypes[13]
+	mi := &file_handrail_v1_directory_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1105,7 @@ func (x *RightsOfPeople) String() string {
 func (*RightsOfPeople) ProtoMessage() {}
 
 func (x *RightsOfPeople) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_directory_proto_msgTypes[13]
+	mi := &file_handrail_v1_directory_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1118,7 @@ func (x *RightsOfPeople) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RightsOfPeople.ProtoReflect.Descriptor instead.
 func (*RightsOfPeople) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{13}
+	return file_handrail_v1_directory_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RightsOfPeople) GetPeople() []string {
@@ -1029,7 +1175,18 @@ const file_handrail_v1_directory_proto_rawDesc = "" +
 	"\fDirectoryOdd\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
-	"\x03why\x18\x03 \x01(\tR\x03why:\x04\xd8\xf3\x18\x02\"\x8d\x01\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why:\x04\xd8\xf3\x18\x02\"\xf7\x01\n" +
+	"\x15DirectoryTestResponse\x12\x16\n" +
+	"\x06people\x18\x01 \x01(\rR\x06people\x12\x16\n" +
+	"\x06groups\x18\x02 \x01(\rR\x06groups\x124\n" +
+	"\x05lines\x18\x03 \x03(\v2\x1e.handrail.v1.DirectoryTestLineR\x05lines\x12\x12\n" +
+	"\x04more\x18\x04 \x01(\rR\x04more\x12+\n" +
+	"\x03odd\x18\x05 \x03(\v2\x19.handrail.v1.DirectoryOddR\x03odd\x12\x1b\n" +
+	"\todd_count\x18\x06 \x01(\rR\boddCount\x12\x14\n" +
+	"\x05waits\x18\a \x01(\bR\x05waits:\x04\xd8\xf3\x18\x02\"E\n" +
+	"\x11DirectoryTestLine\x12\x16\n" +
+	"\x06person\x18\x01 \x01(\tR\x06person\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what:\x04\xd8\xf3\x18\x02\"\x8d\x01\n" +
 	"\x15DirectoryLoginRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12\x1d\n" +
@@ -1092,56 +1249,60 @@ func file_handrail_v1_directory_proto_rawDescGZIP() []byte {
 	return file_handrail_v1_directory_proto_rawDescData
 }
 
-var file_handrail_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_handrail_v1_directory_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_handrail_v1_directory_proto_goTypes = []any{
 	(*DirectoryStatusRequest)(nil),  // 0: handrail.v1.DirectoryStatusRequest
 	(*DirectorySyncRequest)(nil),    // 1: handrail.v1.DirectorySyncRequest
 	(*DirectoryStatusResponse)(nil), // 2: handrail.v1.DirectoryStatusResponse
 	(*DirectoryHeld)(nil),           // 3: handrail.v1.DirectoryHeld
 	(*DirectoryOdd)(nil),            // 4: handrail.v1.DirectoryOdd
-	(*DirectoryLoginRequest)(nil),   // 5: handrail.v1.DirectoryLoginRequest
-	(*RightsOfPersonRequest)(nil),   // 6: handrail.v1.RightsOfPersonRequest
-	(*RightsOfHostRequest)(nil),     // 7: handrail.v1.RightsOfHostRequest
-	(*Right)(nil),                   // 8: handrail.v1.Right
-	(*GroupWay)(nil),                // 9: handrail.v1.GroupWay
-	(*RightsOfPersonResponse)(nil),  // 10: handrail.v1.RightsOfPersonResponse
-	(*RightsOnHosts)(nil),           // 11: handrail.v1.RightsOnHosts
-	(*RightsOfHostResponse)(nil),    // 12: handrail.v1.RightsOfHostResponse
-	(*RightsOfPeople)(nil),          // 13: handrail.v1.RightsOfPeople
-	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 15: google.protobuf.Duration
-	(*RedeemResponse)(nil),          // 16: handrail.v1.RedeemResponse
+	(*DirectoryTestResponse)(nil),   // 5: handrail.v1.DirectoryTestResponse
+	(*DirectoryTestLine)(nil),       // 6: handrail.v1.DirectoryTestLine
+	(*DirectoryLoginRequest)(nil),   // 7: handrail.v1.DirectoryLoginRequest
+	(*RightsOfPersonRequest)(nil),   // 8: handrail.v1.RightsOfPersonRequest
+	(*RightsOfHostRequest)(nil),     // 9: handrail.v1.RightsOfHostRequest
+	(*Right)(nil),                   // 10: handrail.v1.Right
+	(*GroupWay)(nil),                // 11: handrail.v1.GroupWay
+	(*RightsOfPersonResponse)(nil),  // 12: handrail.v1.RightsOfPersonResponse
+	(*RightsOnHosts)(nil),           // 13: handrail.v1.RightsOnHosts
+	(*RightsOfHostResponse)(nil),    // 14: handrail.v1.RightsOfHostResponse
+	(*RightsOfPeople)(nil),          // 15: handrail.v1.RightsOfPeople
+	(*timestamppb.Timestamp)(nil),   // 16: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 17: google.protobuf.Duration
+	(*RedeemResponse)(nil),          // 18: handrail.v1.RedeemResponse
 }
 var file_handrail_v1_directory_proto_depIdxs = []int32{
-	14, // 0: handrail.v1.DirectoryStatusResponse.read:type_name -> google.protobuf.Timestamp
-	14, // 1: handrail.v1.DirectoryStatusResponse.confirmed:type_name -> google.protobuf.Timestamp
-	14, // 2: handrail.v1.DirectoryStatusResponse.seen:type_name -> google.protobuf.Timestamp
-	15, // 3: handrail.v1.DirectoryStatusResponse.stale_after:type_name -> google.protobuf.Duration
-	14, // 4: handrail.v1.DirectoryStatusResponse.failing_since:type_name -> google.protobuf.Timestamp
+	16, // 0: handrail.v1.DirectoryStatusResponse.read:type_name -> google.protobuf.Timestamp
+	16, // 1: handrail.v1.DirectoryStatusResponse.confirmed:type_name -> google.protobuf.Timestamp
+	16, // 2: handrail.v1.DirectoryStatusResponse.seen:type_name -> google.protobuf.Timestamp
+	17, // 3: handrail.v1.DirectoryStatusResponse.stale_after:type_name -> google.protobuf.Duration
+	16, // 4: handrail.v1.DirectoryStatusResponse.failing_since:type_name -> google.protobuf.Timestamp
 	3,  // 5: handrail.v1.DirectoryStatusResponse.held:type_name -> handrail.v1.DirectoryHeld
 	4,  // 6: handrail.v1.DirectoryStatusResponse.odd:type_name -> handrail.v1.DirectoryOdd
-	14, // 7: handrail.v1.DirectoryHeld.since:type_name -> google.protobuf.Timestamp
-	9,  // 8: handrail.v1.Right.ways:type_name -> handrail.v1.GroupWay
-	9,  // 9: handrail.v1.RightsOfPersonResponse.groups:type_name -> handrail.v1.GroupWay
-	11, // 10: handrail.v1.RightsOfPersonResponse.hosts:type_name -> handrail.v1.RightsOnHosts
-	8,  // 11: handrail.v1.RightsOnHosts.rights:type_name -> handrail.v1.Right
-	13, // 12: handrail.v1.RightsOfHostResponse.people:type_name -> handrail.v1.RightsOfPeople
-	8,  // 13: handrail.v1.RightsOfPeople.rights:type_name -> handrail.v1.Right
-	0,  // 14: handrail.v1.Directories.Status:input_type -> handrail.v1.DirectoryStatusRequest
-	1,  // 15: handrail.v1.Directories.Sync:input_type -> handrail.v1.DirectorySyncRequest
-	5,  // 16: handrail.v1.Directories.Login:input_type -> handrail.v1.DirectoryLoginRequest
-	6,  // 17: handrail.v1.Rights.OfPerson:input_type -> handrail.v1.RightsOfPersonRequest
-	7,  // 18: handrail.v1.Rights.OfHost:input_type -> handrail.v1.RightsOfHostRequest
-	2,  // 19: handrail.v1.Directories.Status:output_type -> handrail.v1.DirectoryStatusResponse
-	2,  // 20: handrail.v1.Directories.Sync:output_type -> handrail.v1.DirectoryStatusResponse
-	16, // 21: handrail.v1.Directories.Login:output_type -> handrail.v1.RedeemResponse
-	10, // 22: handrail.v1.Rights.OfPerson:output_type -> handrail.v1.RightsOfPersonResponse
-	12, // 23: handrail.v1.Rights.OfHost:output_type -> handrail.v1.RightsOfHostResponse
-	19, // [19:24] is the sub-list for method output_type
-	14, // [14:19] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	16, // 7: handrail.v1.DirectoryHeld.since:type_name -> google.protobuf.Timestamp
+	6,  // 8: handrail.v1.DirectoryTestResponse.lines:type_name -> handrail.v1.DirectoryTestLine
+	4,  // 9: handrail.v1.DirectoryTestResponse.odd:type_name -> handrail.v1.DirectoryOdd
+	11, // 10: handrail.v1.Right.ways:type_name -> handrail.v1.GroupWay
+	11, // 11: handrail.v1.RightsOfPersonResponse.groups:type_name -> handrail.v1.GroupWay
+	13, // 12: handrail.v1.RightsOfPersonResponse.hosts:type_name -> handrail.v1.RightsOnHosts
+	10, // 13: handrail.v1.RightsOnHosts.rights:type_name -> handrail.v1.Right
+	15, // 14: handrail.v1.RightsOfHostResponse.people:type_name -> handrail.v1.RightsOfPeople
+	10, // 15: handrail.v1.RightsOfPeople.rights:type_name -> handrail.v1.Right
+	0,  // 16: handrail.v1.Directories.Status:input_type -> handrail.v1.DirectoryStatusRequest
+	1,  // 17: handrail.v1.Directories.Sync:input_type -> handrail.v1.DirectorySyncRequest
+	7,  // 18: handrail.v1.Directories.Login:input_type -> handrail.v1.DirectoryLoginRequest
+	8,  // 19: handrail.v1.Rights.OfPerson:input_type -> handrail.v1.RightsOfPersonRequest
+	9,  // 20: handrail.v1.Rights.OfHost:input_type -> handrail.v1.RightsOfHostRequest
+	2,  // 21: handrail.v1.Directories.Status:output_type -> handrail.v1.DirectoryStatusResponse
+	2,  // 22: handrail.v1.Directories.Sync:output_type -> handrail.v1.DirectoryStatusResponse
+	18, // 23: handrail.v1.Directories.Login:output_type -> handrail.v1.RedeemResponse
+	12, // 24: handrail.v1.Rights.OfPerson:output_type -> handrail.v1.RightsOfPersonResponse
+	14, // 25: handrail.v1.Rights.OfHost:output_type -> handrail.v1.RightsOfHostResponse
+	21, // [21:26] is the sub-list for method output_type
+	16, // [16:21] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_handrail_v1_directory_proto_init() }
@@ -1157,7 +1318,7 @@ func file_handrail_v1_directory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_handrail_v1_directory_proto_rawDesc), len(file_handrail_v1_directory_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

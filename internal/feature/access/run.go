@@ -70,7 +70,8 @@ func (x *Access) followLocks(ctx context.Context) {
 		head, _, err := x.d.Store.Head(ctx)
 		if err == nil {
 			err = x.d.Store.Follow(ctx, head.N-1, func(e ledger.Recorded) error {
-				if e.Parsed.Action == personLocked {
+				// A grant that another server ended has sessions here too.
+				if e.Parsed.Action == personLocked || e.Parsed.Action == ActionEnded {
 					x.poke()
 				}
 				return nil

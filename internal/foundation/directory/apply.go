@@ -25,7 +25,7 @@ func (d *Directory) apply(ctx context.Context, w *world, mode string) error {
 	copied := w.copy()
 	st := copied.stand(d.c.Map)
 	if len(st.absent) > 0 {
-		return unreadable("it has no group %.100q, or more than one, and [directory.map] counts on it", st.absent[0])
+		return absentGroup(st.absent[0])
 	}
 	done := syncedPayload{V: 1, Mode: mode, People: len(copied.People), Groups: len(copied.Groups), Read: micros(w.read)}
 	var p plan
@@ -65,13 +65,25 @@ func (d *Directory) apply(ctx context.Context, w *world, mode string) error {
 	return d.keep(ctx, copied, done)
 }
 
+func absentGroup(name string) error {
+	return unreadable("it has no group %.100q, or more than one, and [directory.map] counts on it", name)
+}
+
 // maxOdd bounds who is listed; the rest is counted.
 const maxOdd = 100
 
-// here reads who is here.
+// here reads who is here, and remembers it for when the database is away.
 func (d *Directory) here(ctx context.Context) (here, error) {
+	now, err := readHere(ctx, d.Store)
+	if err == nil {
+		d.last.Store(&now)
+	}
+	return now, err
+}
+
+func readHere(ctx context.Context, st *store.Store) (here, error) {
 	now := here{members: map[string]member{}, names: map[string]string{}, uuids: map[string]string{}, agreed: map[string]string{}}
-	err := d.Store.View(ctx, func(v *store.View) error {
+	err := st.View(ctx, func(v *store.View) error {
 		members, err := store.All[member](v, `SELECT d.uuid, d.person, d.away, p.name, p.member_of, p.locked_at
 FROM directory_people d JOIN people p ON p.id = d.person`)
 		if err != nil {
@@ -98,9 +110,6 @@ FROM directory_people d JOIN people p ON p.id = d.person`)
 		}
 		return err
 	})
-	if err == nil {
-		d.last.Store(&now)
-	}
 	return now, err
 }
 

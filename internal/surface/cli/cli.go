@@ -38,6 +38,9 @@ type Deps struct {
 	LocalToken func(ctx context.Context, dataDir string) (string, error)
 	// LocalVerify has the same server verify its ledger, for its owner.
 	LocalVerify func(ctx context.Context, dataDir string) (*v1.VerifyResponse, error)
+	// LocalDirectory reads the directory by this machine's configuration, and has
+	// that server say what it would bring about.
+	LocalDirectory func(ctx context.Context, dataDir string) (*v1.DirectoryTestResponse, error)
 }
 
 // tool is one run of the command line.

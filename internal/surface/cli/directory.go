@@ -125,8 +125,42 @@ func some(names []string) string {
 
 func (t *tool) directoryCommand() *cobra.Command {
 	return t.group("directory", "Look at the copy of the company's directory",
-		"handrail directory status  # how old it is, what waits, who is not let in\nhandrail directory sync    # read it anew, now",
-		t.directoryStatusCommand(), t.directorySyncCommand())
+		"handrail directory status  # how old it is, what waits, who is not let in\nhandrail directory sync    # read it anew, now\nhandrail directory test    # what a configuration would bring about",
+		t.directoryStatusCommand(), t.directorySyncCommand(), t.directoryTestCommand())
+}
+
+// directoryTestCommand tries a configuration on the server's own machine.
+func (t *tool) directoryTestCommand() *cobra.Command {
+	var dataDir string
+	c := t.command("test", "Say what the configured directory would bring about, before it is in force",
+		"handrail directory test                                  # on the server's machine, as the owner of its data\nHANDRAIL_CONFIG=./new.toml handrail directory test        # another configuration",
+		exactly(),
+		func(cmd *cobra.Command, args []string) error {
+			if t.LocalDirectory == nil {
+				return fault.New(fault.Invalid, "cannot try a directory: this program holds no server").WithHint("run it on the server's machine")
+			}
+			answer, err := t.LocalDirectory(cmd.Context(), dataDir)
+			if err != nil {
+				return err
+			}
+			tb := &table{head: []string{"PERSON", "WOULD BE"}, empty: "Nothing would change."}
+			for _, l := range answer.Lines {
+				tb.add(l.Person, cells(l.Person, l.What))
+			}
+			for _, o := range answer.Odd {
+				tb.add(orElse(o.Name, o.Id), []cell{{orElse(o.Name, o.Id), calm}, {"not let in: " + o.Why, warn}})
+			}
+			if err := t.emit(answer, tb); err != nil || t.format == "json" || t.format == "yaml" {
+				return err
+			}
+			t.say("%d people and %d groups were read. %d more lines, %d not let in.", answer.People, answer.Groups, answer.More, answer.OddCount)
+			if answer.Waits {
+				t.say("What waits would wait until somebody agrees: handrail requests")
+			}
+			return nil
+		})
+	c.Flags().StringVar(&dataDir, "data", "", "the server's data folder")
+	return c
 }
 
 func (t *tool) directoryStatusCommand() *cobra.Command {
