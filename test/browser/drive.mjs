@@ -58,6 +58,7 @@ const pages = [
   ["person-access", "busy", "ada", "/people/ada/access"],
   ["host-access", "busy", "ada", "/hosts/db-1/access"],
   ["servers", "busy", "ada", "/servers"],
+  ["drills", "busy", "ada", "/drills"],
   ["policy", "busy", "ada", "/policy?person=linus&action=sessions.open&host=db-1&level=write"],
   ["ledger", "busy", "ada", "/ledger"],
   ["entry", "busy", "ada", "/ledger/20"],

@@ -63,6 +63,7 @@ type site struct {
 	ledger    handrailv1connect.LedgerClient
 	events    handrailv1connect.EventsClient
 	servers   handrailv1connect.ServersClient
+	vouchers  handrailv1connect.VouchersClient
 }
 
 // New returns the pages. It serves every path but those of the API.
@@ -96,6 +97,7 @@ func New(d Deps) http.Handler {
 	s.ledger = handrailv1connect.NewLedgerClient(client, base, with)
 	s.events = handrailv1connect.NewEventsClient(client, base, with)
 	s.servers = handrailv1connect.NewServersClient(client, base, with)
+	s.vouchers = handrailv1connect.NewVouchersClient(client, base, with)
 	return s.guard(s.routes())
 }
 
@@ -129,6 +131,7 @@ func (s *site) routes() *http.ServeMux {
 	s.routeDirectory(mux)
 	s.routeRecords(mux)
 	s.routeServers(mux)
+	s.routeDrills(mux)
 	mux.HandleFunc("/", s.page(s.notFound))
 	return mux
 }

@@ -81,6 +81,7 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(handrailv1connect.NewDirectoriesHandler(directories{a: a}, with))
 	mux.Handle(handrailv1connect.NewRightsHandler(rights{a: a}, with))
 	mux.Handle(handrailv1connect.NewServersHandler(servers{}, with))
+	mux.Handle(handrailv1connect.NewVouchersHandler(vouchers{}, with))
 	mux.HandleFunc("GET /v1/sessions/{id}/attach", a.attach)
 	return mux
 }
@@ -90,7 +91,7 @@ func (a *API) Serve(pages func(http.RoundTripper, string) http.Handler) *httptes
 	mux := http.NewServeMux()
 	s := httptest.NewServer(mux)
 	api := a.Handler()
-	for _, name := range []string{"Logins", "Hosts", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights", "Servers"} {
+	for _, name := range []string{"Logins", "Hosts", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights", "Servers", "Vouchers"} {
 		mux.Handle("/handrail.v1."+name+"/", api)
 	}
 	mux.Handle("/v1/", api)
