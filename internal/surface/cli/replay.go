@@ -20,6 +20,7 @@ func (t *tool) replayCommand() *cobra.Command {
 	var speed float64
 	var idle string
 	var chapters bool
+	var export string
 	c := t.command("replay ID", "Replay the recording of a session; every replay is recorded itself",
 		"handrail replay s-7k3f9q2m --speed 2 --at 1m30s  # space, arrows, +, -, c for the commands, q\nhandrail replay - --chapters                    # the commands of my latest, with their times",
 		exactly("the id of the session"),
@@ -52,6 +53,8 @@ func (t *tool) replayCommand() *cobra.Command {
 			in, inTTY := terminal(t.Stdin)
 			_, outTTY := terminal(t.Stdout)
 			switch {
+			case export != "":
+				return t.exportCast(r, export)
 			case chapters:
 				return t.listChapters(r)
 			case t.format == "json" || t.format == "yaml":
@@ -65,11 +68,13 @@ func (t *tool) replayCommand() *cobra.Command {
 
 Keys: space pauses; left and right seek by five seconds, [ and ] by command;
 + and - change the speed; c lists the commands to jump to; q leaves. Without a
-terminal the output is printed at once, and -o json prints every event.`
+terminal the output is printed at once, and -o json prints every event.
+--export writes asciicast v3, for players elsewhere; what it leaves out, it says.`
 	c.ValidArgsFunction = t.completeSessions(false)
 	c.Flags().StringVar(&at, "at", "", "where to start: 1m30s into it, or a time of day")
 	c.Flags().Float64Var(&speed, "speed", 1, "how fast")
 	c.Flags().StringVar(&idle, "idle", "3s", "shorten pauses to this; 0s keeps them")
+	c.Flags().StringVar(&export, "export", "", "write it into this new file as asciicast v3 (- is stdout), and do not play")
 	c.Flags().BoolVar(&chapters, "chapters", false, "list the commands, and do not play")
 	return c
 }
@@ -99,6 +104,8 @@ const maxRecording = 512 << 20
 // tape is a recording as it comes in.
 type tape struct {
 	session *v1.Session
+	columns uint32 // of the terminal, when it began
+	rows    uint32
 	stream  *connect.ServerStreamForClient[v1.ReplaySessionResponse]
 
 	// What a player holds to be able to seek: appended, never changed.
@@ -124,7 +131,8 @@ func openRecording(ctx context.Context, c *client, id string) (*tape, error) {
 		}
 		return nil, err
 	}
-	r := &tape{session: stream.Msg().Session, stream: stream, more: make(chan struct{})}
+	first := stream.Msg()
+	r := &tape{session: first.Session, columns: first.Columns, rows: first.Rows, stream: stream, more: make(chan struct{})}
 	if r.session == nil {
 		r.session = &v1.Session{Id: id}
 	}
