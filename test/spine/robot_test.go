@@ -150,6 +150,10 @@ func TestRobotsActForTheirOwners(t *testing.T) {
 		t.Errorf("%s", out)
 	}
 
+	if out := first.ok("people"); !strings.Contains(out, "robot of bob") {
+		t.Errorf("%s", out)
+	}
+
 	// The lock of who answers for it stops it.
 	first.ok("lock", "bob", "--reason", "left")
 	if r := nightly.run("hosts"); r.code == 0 {
@@ -160,7 +164,7 @@ func TestRobotsActForTheirOwners(t *testing.T) {
 	}
 	_ = owner
 	told := first.ok("ledger", "list")
-	for _, part := range []string{"made robot nightly of bob: hosts.list, sessions.open:read on env:dev", "changed robot backup"} {
+	for _, part := range []string{"nightly (robot of bob)", "made robot nightly of bob: hosts.list, sessions.open:read on env:dev", "changed robot backup"} {
 		if !strings.Contains(told, part) {
 			t.Errorf("the ledger does not say %q:\n%s", part, told)
 		}

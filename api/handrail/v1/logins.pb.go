@@ -1213,6 +1213,7 @@ type Person struct {
 	Credentials   []*Credential          `protobuf:"bytes,7,rep,name=credentials,proto3" json:"credentials,omitempty"`
 	OwesReview    bool                   `protobuf:"varint,8,opt,name=owes_review,json=owesReview,proto3" json:"owes_review,omitempty"`
 	IsSelf        bool                   `protobuf:"varint,9,opt,name=is_self,json=isSelf,proto3" json:"is_self,omitempty"`
+	RobotOf       string                 `protobuf:"bytes,10,opt,name=robot_of,json=robotOf,proto3" json:"robot_of,omitempty"` // set: a robot, and the name of the person who answers for it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1308,6 +1309,13 @@ func (x *Person) GetIsSelf() bool {
 		return x.IsSelf
 	}
 	return false
+}
+
+func (x *Person) GetRobotOf() string {
+	if x != nil {
+		return x.RobotOf
+	}
+	return ""
 }
 
 // Credential is a device key or a passkey.
@@ -1627,7 +1635,7 @@ const file_handrail_v1_logins_proto_rawDesc = "" +
 	"\aexpires\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aexpires:\x04\xd8\xf3\x18\x02\".\n" +
 	"\x12CodeConfirmRequest\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\tR\x04code:\x04\xd8\xf3\x18\x03\"\x1b\n" +
-	"\x13CodeConfirmResponse:\x04\xd8\xf3\x18\x02\"\xce\x02\n" +
+	"\x13CodeConfirmResponse:\x04\xd8\xf3\x18\x02\"\xe9\x02\n" +
 	"\x06Person\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -1638,7 +1646,9 @@ const file_handrail_v1_logins_proto_rawDesc = "" +
 	"\vcredentials\x18\a \x03(\v2\x17.handrail.v1.CredentialR\vcredentials\x12\x1f\n" +
 	"\vowes_review\x18\b \x01(\bR\n" +
 	"owesReview\x12\x17\n" +
-	"\ais_self\x18\t \x01(\bR\x06isSelf:\x04\xd8\xf3\x18\x02\"\x8f\x02\n" +
+	"\ais_self\x18\t \x01(\bR\x06isSelf\x12\x19\n" +
+	"\brobot_of\x18\n" +
+	" \x01(\tR\arobotOf:\x04\xd8\xf3\x18\x02\"\x8f\x02\n" +
 	"\n" +
 	"Credential\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +

@@ -249,7 +249,11 @@ func (s *Sessions) opened(tx *store.Tx, l *Live, req OpenRequest, draft *recordi
 	l.mu.Lock()
 	l.info, l.spec = info, spec
 	l.mu.Unlock()
-	return []ledger.Entry{{Action: Opened, Subjects: []string{l.fixed.Person}, Session: l.fixed.ID, Target: host.Path(),
+	subjects := []string{l.fixed.Person}
+	if l.by.Owner != "" { // a robot's session is its owner's to answer for
+		subjects = append(subjects, l.by.Owner)
+	}
+	return []ledger.Entry{{Action: Opened, Subjects: subjects, Session: l.fixed.ID, Target: host.Path(),
 		Object: l.fixed.ID, Version: 1, Payload: payload}, draft.Entry()}, nil
 }
 

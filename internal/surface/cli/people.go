@@ -49,6 +49,8 @@ func personState(p *v1.Person) cell {
 		return cell{"locked", bad}
 	case p.OwesReview:
 		return cell{"owes a review", warn}
+	case p.RobotOf != "":
+		return cell{"robot of " + p.RobotOf, calm}
 	case p.IsSelf:
 		return cell{"you", good}
 	}

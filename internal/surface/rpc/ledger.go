@@ -14,6 +14,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
@@ -238,6 +239,11 @@ func (d *Deps) names(ctx context.Context) (*names, error) {
 	}
 	for _, p := range people {
 		n.of[p.ID], n.ids[p.Name] = p.Name, p.ID
+	}
+	for _, p := range people {
+		if p.Kind == identity.KindRobot {
+			n.of[p.ID] = p.Name + " (robot of " + n.name(p.Owner) + ")"
+		}
 	}
 	hosts, err := d.Hosts.List(ctx, "")
 	if err != nil {

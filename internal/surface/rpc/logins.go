@@ -149,6 +149,13 @@ func (d *Deps) person(ctx context.Context, p identity.Person, viewer string) (*h
 			return err
 		}
 		out.Credentials = each(creds, credential)
+		if p.Kind == identity.KindRobot {
+			owner, err := d.People.GetTx(v, p.Owner)
+			if err != nil {
+				return err
+			}
+			out.RobotOf = owner.Name
+		}
 		out.OwesReview, err = access.OwesReview(v, p.ID)
 		return err
 	})
