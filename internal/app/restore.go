@@ -18,6 +18,7 @@ import (
 	"filippo.io/age"
 	"github.com/spf13/cobra"
 
+	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -271,6 +272,11 @@ func (r *restore) reopen(ctx context.Context, ring *keyring.Ring) (int64, error)
 	defer func() { _ = s.Close() }()
 	if d := s.Damage(); d != nil {
 		return 0, d
+	}
+	if isShared(r.dsn()) { // what several servers sealed is read by the keys on their shelf
+		if err := ring.Subjects().UseShelf(peer.Shelf(s)); err != nil {
+			return 0, err
+		}
 	}
 	size := s.Size()
 	if _, err := s.Record(ctx, store.Once(), func(*store.Tx) ([]ledger.Entry, error) {
