@@ -195,3 +195,17 @@ func TestADirectoryThatSaysNothingIsLeft(t *testing.T) {
 	}
 	l.close()
 }
+
+func TestTwoEntriesWithOneIdAreNoCompany(t *testing.T) {
+	w := newWorld(testConfig(t))
+	put := w.newOnly(w.putPerson)
+	if err := put(entry("uid=ada,ou=people,dc=x", uuidN(1), "uid", "ada")); err != nil {
+		t.Fatal(err)
+	}
+	if err := put(entry("uid=eve,ou=people,dc=x", uuidN(1), "uid", "eve")); err == nil {
+		t.Error("eve took ada's id")
+	}
+	if err := put(entry("UID=Ada, ou=people, dc=x", uuidN(2), "uid", "eve")); err == nil {
+		t.Error("eve took ada's place")
+	}
+}
