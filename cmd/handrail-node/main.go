@@ -55,6 +55,7 @@ func main() {
 type options struct {
 	data, hostname, tokenFile, entrance string
 	unlink                              string // visit: what brought this program
+	undo                                bool   // stay: take away what stayed
 	servers                             []string
 }
 
@@ -66,8 +67,9 @@ func parse(name string, args []string) (options, error) {
 	fs.StringVar(&o.hostname, "hostname", "", "")
 	fs.StringVar(&o.entrance, "entrance", "", "")
 	fs.StringVar(&o.tokenFile, "token-file", "", "")
-	if name == "visit" {
+	if name == "visit" || name == "stay" {
 		fs.StringVar(&o.unlink, "unlink", "", "")
+		fs.BoolVar(&o.undo, "undo", false, "")
 	}
 	fs.Func("server", "", func(s string) error { o.servers = append(o.servers, s); return nil })
 	if err := fs.Parse(args); err != nil {
@@ -100,6 +102,8 @@ func run(ctx context.Context, args []string) error {
 	switch args[0] {
 	case "visit":
 		return visit.Run(ctx, o.unlink, version(), os.Stdin, os.Stdout, log)
+	case "stay":
+		return visit.Stay(ctx, visit.StayOptions{Unlink: o.unlink, Data: o.data, Run: []string{"run"}, Undo: o.undo}, os.Stdin, os.Stdout)
 	case "help", "-h", "--help":
 		_, err := fmt.Print(usage)
 		return err

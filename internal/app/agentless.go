@@ -18,6 +18,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/fleet"
 	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/visit"
@@ -69,6 +70,24 @@ func visitCommand(version string) *cobra.Command {
 	return c
 }
 
+// stayCommand is what the server carries to a host that is adopted.
+func stayCommand() *cobra.Command {
+	o := visit.StayOptions{Run: []string{"node"}}
+	c := &cobra.Command{
+		Use: "stay", Hidden: true, Args: cobra.NoArgs,
+		Short: "Make this machine's node a resident one",
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if o.Data, err = dataFolder(""); err != nil {
+				return err
+			}
+			return visit.Stay(cmd.Context(), o, os.Stdin, os.Stdout)
+		},
+	}
+	c.Flags().StringVar(&o.Unlink, "unlink", "", "the folder that brought this program")
+	c.Flags().BoolVar(&o.Undo, "undo", false, "take away what stayed")
+	return c
+}
+
 // visits wires what carries a node to a host.
 func (s *Server) visits() agentless.VisitDeps {
 	return agentless.VisitDeps{
@@ -78,8 +97,9 @@ func (s *Server) visits() agentless.VisitDeps {
 			if err != nil {
 				return "", err
 			}
-			return ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}.String(), nil
+			return s.tokenOf(secret), nil
 		},
+		Token: s.tokenOf, Back: s.withoutNode,
 		Port: s.ownPort, Online: s.nodeOnline,
 	}
 }
@@ -174,4 +194,26 @@ func visitor(h target.Host, hello wire.Hello) error {
 			WithHint("let its account use sudo without a password, or: handrail host adopt %s", h.Name)
 	}
 	return nil
+}
+
+func (s *Server) tokenOf(secret string) string {
+	return ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}.String()
+}
+
+// withoutNode makes a host whose node did not come one without a node again.
+func (s *Server) withoutNode(ctx context.Context, id string) error {
+	h, err := s.hosts.Get(ctx, id)
+	if err != nil || h.Mode != "" || h.SSHAddress == "" {
+		return err
+	}
+	_, err = s.store.Record(ctx, store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
+		h, err := s.hosts.GetTx(tx, id)
+		if err != nil {
+			return nil, err
+		}
+		h.Mode = target.ModeAgentless
+		entry, err := s.hosts.SetTx(tx, h)
+		return []ledger.Entry{entry}, err
+	})
+	return err
 }

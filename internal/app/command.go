@@ -22,7 +22,7 @@ func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{
 		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), storeCommand(), backupCommand(version), restoreCommand(), doctorCommand(), configCommand(),
 		serverCommand(version), witnessCommand(), serverRoleCommand(version), halfCommand("warden", "root", version), halfCommand("link", "network", version),
-		visitCommand(version),
+		visitCommand(version), stayCommand(),
 	}
 }
 

@@ -88,3 +88,50 @@ func TestANodeComesForTheLengthOfASession(t *testing.T) {
 	})
 	ada.ok("ledger", "verify")
 }
+
+func TestAHostIsAdoptedAndTheNodeTakenAwayAgain(t *testing.T) {
+	needRoot(t)
+	sshd.Need(t)
+	i := up(t, t.TempDir())
+	i.needShells()
+	ada := i.first()
+	data := filepath.Join(t.TempDir(), "node")
+	server := sshd.Start(t, "PermitRootLogin yes", "SetEnv HANDRAIL_DATA="+data)
+	account, writer := sshd.RootAccount(t, "hr-root"), sshd.Account(t, "hr-w")
+	ada.ok("host", "add", "db-7", "--ssh", account+"@"+server.Address, "--ssh-write", writer, "--host-key", server.Key, "--env", "dev")
+	ada.trusts(t, "db-7")
+	typed, typing, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer typing.Close()
+	long := ada.startWith(typed, "ssh", "db-7", "--", "echo up; read line; echo got $line")
+	long.waitFor("up")
+	defer ada.run("host", "adopt", "--undo", "db-7") // nothing of it outlives the test
+	out := ada.ok("host", "adopt", "db-7")
+	if !strings.Contains(out, "joined as db-7") || !strings.Contains(out, "online") || strings.Contains(out, "NOT kernel-enforced") {
+		t.Fatalf("adopt said:\n%s", out)
+	}
+	if out := ada.ok("host", "show", "db-7"); strings.Contains(out, "NOT kernel-enforced") {
+		t.Errorf("host show after the adoption:\n%s", out)
+	}
+	open := openFolder(t)
+	if r := ada.run("ssh", "db-7", "--", "id -un; touch "+open+"/x"); r.code == 0 || !strings.Contains(r.out, "admin") {
+		t.Errorf("a read session after the adoption: exit %d\n%s%s", r.code, r.out, r.err)
+	}
+	if r := ada.run("host", "adopt", "db-7"); r.code == 0 {
+		t.Error("it was adopted twice")
+	}
+	if _, err := typing.WriteString("on\n"); err != nil {
+		t.Error(err)
+	}
+	long.waitFor("got on")
+	ada.ok("host", "adopt", "--undo", "db-7")
+	if _, err := os.Stat(data); err == nil {
+		t.Error("the node's folder is still there")
+	}
+	if out := ada.ok("ssh", "db-7", "--", "id -un"); strings.TrimSpace(out) != account && strings.TrimSpace(out) != "root" {
+		t.Errorf("over SSH again it ran as %q", out)
+	}
+	ada.ok("ledger", "verify")
+}

@@ -620,6 +620,214 @@ func (x *HostTrustLine) GetLine() string {
 	return ""
 }
 
+type AdoptRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptRequest) Reset() {
+	*x = AdoptRequest{}
+	mi := &file_handrail_v1_agentless_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptRequest) ProtoMessage() {}
+
+func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_agentless_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
+func (*AdoptRequest) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_agentless_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AdoptRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type AdoptResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          *Host                  `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Approval      string                 `protobuf:"bytes,2,opt,name=approval,proto3" json:"approval,omitempty"`
+	Said          []string               `protobuf:"bytes,3,rep,name=said,proto3" json:"said,omitempty"` // by the program, on the host
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptResponse) Reset() {
+	*x = AdoptResponse{}
+	mi := &file_handrail_v1_agentless_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptResponse) ProtoMessage() {}
+
+func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_agentless_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
+func (*AdoptResponse) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_agentless_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AdoptResponse) GetHost() *Host {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *AdoptResponse) GetApproval() string {
+	if x != nil {
+		return x.Approval
+	}
+	return ""
+}
+
+func (x *AdoptResponse) GetSaid() []string {
+	if x != nil {
+		return x.Said
+	}
+	return nil
+}
+
+type DismissRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DismissRequest) Reset() {
+	*x = DismissRequest{}
+	mi := &file_handrail_v1_agentless_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DismissRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DismissRequest) ProtoMessage() {}
+
+func (x *DismissRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_agentless_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DismissRequest.ProtoReflect.Descriptor instead.
+func (*DismissRequest) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_agentless_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DismissRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+type DismissResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Host          *Host                  `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Approval      string                 `protobuf:"bytes,2,opt,name=approval,proto3" json:"approval,omitempty"`
+	Said          []string               `protobuf:"bytes,3,rep,name=said,proto3" json:"said,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DismissResponse) Reset() {
+	*x = DismissResponse{}
+	mi := &file_handrail_v1_agentless_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DismissResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DismissResponse) ProtoMessage() {}
+
+func (x *DismissResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_agentless_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DismissResponse.ProtoReflect.Descriptor instead.
+func (*DismissResponse) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_agentless_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DismissResponse) GetHost() *Host {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+func (x *DismissResponse) GetApproval() string {
+	if x != nil {
+		return x.Approval
+	}
+	return ""
+}
+
+func (x *DismissResponse) GetSaid() []string {
+	if x != nil {
+		return x.Said
+	}
+	return nil
+}
+
 var File_handrail_v1_agentless_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_agentless_proto_rawDesc = "" +
@@ -673,11 +881,25 @@ const file_handrail_v1_agentless_proto_rawDesc = "" +
 	"\rHostTrustLine\x12\x18\n" +
 	"\aaccount\x18\x01 \x01(\tR\aaccount\x12\x14\n" +
 	"\x05level\x18\x02 \x01(\tR\x05level\x12\x12\n" +
-	"\x04line\x18\x03 \x01(\tR\x04line:\x04\xd8\xf3\x18\x022\xf2\x02\n" +
+	"\x04line\x18\x03 \x01(\tR\x04line:\x04\xd8\xf3\x18\x02\"(\n" +
+	"\fAdoptRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host:\x04\xd8\xf3\x18\x02\"l\n" +
+	"\rAdoptResponse\x12%\n" +
+	"\x04host\x18\x01 \x01(\v2\x11.handrail.v1.HostR\x04host\x12\x1a\n" +
+	"\bapproval\x18\x02 \x01(\tR\bapproval\x12\x12\n" +
+	"\x04said\x18\x03 \x03(\tR\x04said:\x04\xd8\xf3\x18\x02\"*\n" +
+	"\x0eDismissRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host:\x04\xd8\xf3\x18\x02\"n\n" +
+	"\x0fDismissResponse\x12%\n" +
+	"\x04host\x18\x01 \x01(\v2\x11.handrail.v1.HostR\x04host\x12\x1a\n" +
+	"\bapproval\x18\x02 \x01(\tR\bapproval\x12\x12\n" +
+	"\x04said\x18\x03 \x03(\tR\x04said:\x04\xd8\xf3\x18\x022\xa1\x04\n" +
 	"\bSSHHosts\x12Q\n" +
 	"\x04Look\x12\x18.handrail.v1.LookRequest\x1a\x19.handrail.v1.LookResponse\"\x14\xca\xf3\x18\fhosts.invite\xd0\xf3\x18\x03\x12\\\n" +
 	"\x03Add\x12\x1e.handrail.v1.AddSSHHostRequest\x1a\x1f.handrail.v1.AddSSHHostResponse\"\x14\xca\xf3\x18\fhosts.invite\xd0\xf3\x18\x01\x12Y\n" +
-	"\x03Set\x12\x1e.handrail.v1.SetSSHHostRequest\x1a\x1f.handrail.v1.SetSSHHostResponse\"\x11\xca\xf3\x18\thosts.set\xd0\xf3\x18\x01\x12Z\n" +
+	"\x03Set\x12\x1e.handrail.v1.SetSSHHostRequest\x1a\x1f.handrail.v1.SetSSHHostResponse\"\x11\xca\xf3\x18\thosts.set\xd0\xf3\x18\x01\x12T\n" +
+	"\x05Adopt\x12\x19.handrail.v1.AdoptRequest\x1a\x1a.handrail.v1.AdoptResponse\"\x14\xca\xf3\x18\fhosts.invite\xd0\xf3\x18\x01\x12W\n" +
+	"\aDismiss\x12\x1b.handrail.v1.DismissRequest\x1a\x1c.handrail.v1.DismissResponse\"\x11\xca\xf3\x18\thosts.set\xd0\xf3\x18\x01\x12Z\n" +
 	"\x05Trust\x12\x1d.handrail.v1.HostTrustRequest\x1a\x1e.handrail.v1.HostTrustResponse\"\x12\xca\xf3\x18\n" +
 	"hosts.list\xd0\xf3\x18\x03B2Z0handrail.dev/handrail/api/handrail/v1;handrailv1b\x06proto3"
 
@@ -693,7 +915,7 @@ func file_handrail_v1_agentless_proto_rawDescGZIP() []byte {
 	return file_handrail_v1_agentless_proto_rawDescData
 }
 
-var file_handrail_v1_agentless_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_handrail_v1_agentless_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_handrail_v1_agentless_proto_goTypes = []any{
 	(*LookRequest)(nil),        // 0: handrail.v1.LookRequest
 	(*LookResponse)(nil),       // 1: handrail.v1.LookResponse
@@ -704,26 +926,36 @@ var file_handrail_v1_agentless_proto_goTypes = []any{
 	(*HostTrustRequest)(nil),   // 6: handrail.v1.HostTrustRequest
 	(*HostTrustResponse)(nil),  // 7: handrail.v1.HostTrustResponse
 	(*HostTrustLine)(nil),      // 8: handrail.v1.HostTrustLine
-	(*Host)(nil),               // 9: handrail.v1.Host
+	(*AdoptRequest)(nil),       // 9: handrail.v1.AdoptRequest
+	(*AdoptResponse)(nil),      // 10: handrail.v1.AdoptResponse
+	(*DismissRequest)(nil),     // 11: handrail.v1.DismissRequest
+	(*DismissResponse)(nil),    // 12: handrail.v1.DismissResponse
+	(*Host)(nil),               // 13: handrail.v1.Host
 }
 var file_handrail_v1_agentless_proto_depIdxs = []int32{
-	9, // 0: handrail.v1.AddSSHHostResponse.host:type_name -> handrail.v1.Host
-	7, // 1: handrail.v1.AddSSHHostResponse.trust:type_name -> handrail.v1.HostTrustResponse
-	9, // 2: handrail.v1.SetSSHHostResponse.host:type_name -> handrail.v1.Host
-	8, // 3: handrail.v1.HostTrustResponse.lines:type_name -> handrail.v1.HostTrustLine
-	0, // 4: handrail.v1.SSHHosts.Look:input_type -> handrail.v1.LookRequest
-	2, // 5: handrail.v1.SSHHosts.Add:input_type -> handrail.v1.AddSSHHostRequest
-	4, // 6: handrail.v1.SSHHosts.Set:input_type -> handrail.v1.SetSSHHostRequest
-	6, // 7: handrail.v1.SSHHosts.Trust:input_type -> handrail.v1.HostTrustRequest
-	1, // 8: handrail.v1.SSHHosts.Look:output_type -> handrail.v1.LookResponse
-	3, // 9: handrail.v1.SSHHosts.Add:output_type -> handrail.v1.AddSSHHostResponse
-	5, // 10: handrail.v1.SSHHosts.Set:output_type -> handrail.v1.SetSSHHostResponse
-	7, // 11: handrail.v1.SSHHosts.Trust:output_type -> handrail.v1.HostTrustResponse
-	8, // [8:12] is the sub-list for method output_type
-	4, // [4:8] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	13, // 0: handrail.v1.AddSSHHostResponse.host:type_name -> handrail.v1.Host
+	7,  // 1: handrail.v1.AddSSHHostResponse.trust:type_name -> handrail.v1.HostTrustResponse
+	13, // 2: handrail.v1.SetSSHHostResponse.host:type_name -> handrail.v1.Host
+	8,  // 3: handrail.v1.HostTrustResponse.lines:type_name -> handrail.v1.HostTrustLine
+	13, // 4: handrail.v1.AdoptResponse.host:type_name -> handrail.v1.Host
+	13, // 5: handrail.v1.DismissResponse.host:type_name -> handrail.v1.Host
+	0,  // 6: handrail.v1.SSHHosts.Look:input_type -> handrail.v1.LookRequest
+	2,  // 7: handrail.v1.SSHHosts.Add:input_type -> handrail.v1.AddSSHHostRequest
+	4,  // 8: handrail.v1.SSHHosts.Set:input_type -> handrail.v1.SetSSHHostRequest
+	9,  // 9: handrail.v1.SSHHosts.Adopt:input_type -> handrail.v1.AdoptRequest
+	11, // 10: handrail.v1.SSHHosts.Dismiss:input_type -> handrail.v1.DismissRequest
+	6,  // 11: handrail.v1.SSHHosts.Trust:input_type -> handrail.v1.HostTrustRequest
+	1,  // 12: handrail.v1.SSHHosts.Look:output_type -> handrail.v1.LookResponse
+	3,  // 13: handrail.v1.SSHHosts.Add:output_type -> handrail.v1.AddSSHHostResponse
+	5,  // 14: handrail.v1.SSHHosts.Set:output_type -> handrail.v1.SetSSHHostResponse
+	10, // 15: handrail.v1.SSHHosts.Adopt:output_type -> handrail.v1.AdoptResponse
+	12, // 16: handrail.v1.SSHHosts.Dismiss:output_type -> handrail.v1.DismissResponse
+	7,  // 17: handrail.v1.SSHHosts.Trust:output_type -> handrail.v1.HostTrustResponse
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_handrail_v1_agentless_proto_init() }
@@ -740,7 +972,7 @@ func file_handrail_v1_agentless_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_handrail_v1_agentless_proto_rawDesc), len(file_handrail_v1_agentless_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,10 @@ import (
 type VisitDeps struct {
 	// Program is the node's program for a kind of machine ("amd64").
 	Program func(arch string) (path string, err error)
+	// Token is the word that names this server, its root key and a secret.
+	Token func(secret string) string
+	// Back makes a host whose node did not come one without a node again.
+	Back func(ctx context.Context, host string) error
 	// Call makes the token with which the carried node joins.
 	Call func(ctx context.Context, by, host string) (token string, err error)
 	// Port reaches the port that nodes dial.

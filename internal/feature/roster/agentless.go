@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
@@ -180,4 +181,47 @@ func (r *Roster) Call(ctx context.Context, by, host string, stay bool) (secret s
 		return []ledger.Entry{entry}, err
 	})
 	return secret, err
+}
+
+// hostAdopt is the request to give a host a node that stays.
+type hostAdopt struct {
+	V    int    `json:"v"`
+	Host string `json:"host"`
+	Name string `json:"name"`
+	Key  string `json:"key"` // the fingerprint of the host that is meant
+}
+
+// Adopt makes the secret with which a node joins that stays on a host without
+// one, or asks for approval and is asked again.
+func (r *Roster) Adopt(ctx context.Context, by identity.Principal, name string) (h target.Host, secret, approvalID string, err error) {
+	if h, err = r.Hosts.Get(ctx, name); err != nil {
+		return h, "", "", err
+	}
+	call := func(tx *store.Tx) ([]ledger.Entry, error) {
+		made, entry, err := r.Hosts.CallTx(tx, by.ID, h.ID, true)
+		secret = made
+		return []ledger.Entry{entry}, err
+	}
+	approvalID, err = r.do(ctx, by, change{action: "hosts.invite", kind: KindHostAdopt, host: &h,
+		request: hostAdopt{V: 1, Host: h.ID, Name: h.Name, Key: target.Fingerprint(h.SSHKey)}, now: call,
+		collect: func(tx *store.Tx, _ right) ([]ledger.Entry, error) { return call(tx) },
+		check: func(store.Queryer) error {
+			if !h.Agentless() {
+				return fault.New(fault.Conflict, "cannot adopt %s: it has a node", h.Name).WithHint("handrail host show %s", h.Name)
+			}
+			return nil
+		}})
+	return h, secret, approvalID, err
+}
+
+func hostAdoptKind() approval.Kind {
+	return kind[hostAdopt]{KindHostAdopt, func(_ store.Queryer, q hostAdopt) (approval.Description, error) {
+		return approval.Description{
+			Subject: q.Host, Summary: "give " + q.Name + " a node that stays",
+			Details: []approval.Detail{{Name: "host", Value: q.Name}, {Name: "pinned host key", Value: q.Key}},
+			Grants:  []string{"the node's program is put there over SSH and runs as root from then on; sessions go through it"},
+		}, nil
+	}, func(tx *store.Tx, a approval.Approval, q hostAdopt) ([]ledger.Entry, error) {
+		return nil, leaveRight(tx, a, "")
+	}}
 }

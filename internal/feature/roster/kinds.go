@@ -25,6 +25,7 @@ const (
 	KindHostInvite   = "host.invite"
 	KindHostSet      = "host.set"
 	KindHostAdd      = "host.add"
+	KindHostAdopt    = "host.adopt"
 	KindPolicyApply  = "policy.apply"
 )
 
@@ -96,7 +97,7 @@ func Kinds(people *identity.People, hosts *target.Hosts, force *policy.Force) []
 			entry, err := hosts.SetByTx(tx, a.Requester, q.Host)
 			return []ledger.Entry{entry}, err
 		}},
-		hostAddKind(hosts),
+		hostAddKind(hosts), hostAdoptKind(),
 		kind[policyApply]{KindPolicyApply, describePolicy(force), func(tx *store.Tx, a approval.Approval, q policyApply) ([]ledger.Entry, error) {
 			_, entry, err := force.ApplyTx(tx, a.Requester, policy.Set{Files: q.Files}, q.Base)
 			return []ledger.Entry{entry}, err

@@ -199,3 +199,46 @@ func (t *tool) setSSH(cmd *cobra.Command, host string, change sshChange) error {
 	s.put("approval", answer.Approval)
 	return t.awaiting(answer, s, answer.Approval, "the change")
 }
+
+func (t *tool) hostAdoptCommand() *cobra.Command {
+	var undo bool
+	c := t.command("adopt HOST", "Give a host without a node one that stays, over the same SSH",
+		"handrail host adopt db-7         # program, join, start, floor; sessions go on\nhandrail host adopt --undo db-7  # end the node, reach it over SSH again",
+		exactly("the host"),
+		func(cmd *cobra.Command, args []string) error {
+			c, err := t.client()
+			if err != nil {
+				return err
+			}
+			if undo {
+				answer, err := c.sshHosts.Dismiss(cmd.Context(), &v1.DismissRequest{Host: args[0]})
+				if err != nil {
+					return err
+				}
+				s := adoptSheet(answer.Host, answer.Said)
+				s.put("approval", answer.Approval)
+				return t.awaiting(answer, s, answer.Approval, "reaching it over SSH again; then run this once more")
+			}
+			answer, err := c.sshHosts.Adopt(cmd.Context(), &v1.AdoptRequest{Host: args[0]})
+			if err != nil {
+				return err
+			}
+			s := adoptSheet(answer.Host, answer.Said)
+			s.put("approval", answer.Approval)
+			return t.awaiting(answer, s, answer.Approval, "the node; then run this once more")
+		})
+	c.ValidArgsFunction = t.completeHosts
+	c.Flags().BoolVar(&undo, "undo", false, "end the node that was brought, and reach the host over SSH again")
+	return c
+}
+
+func adoptSheet(h *v1.Host, said []string) *sheet {
+	s := &sheet{id: h.GetName()}
+	s.put("host", h.GetName())
+	for _, line := range said {
+		s.put("there", line)
+	}
+	s.toned("node", map[bool]string{true: "none: reached over SSH", false: h.GetState()}[h.GetMode() == "agentless"], stateTone[h.GetState()])
+	s.put("floor", h.GetFloor()).list("missing", h.GetFloorMissing())
+	return s
+}

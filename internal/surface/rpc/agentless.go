@@ -8,6 +8,7 @@ import (
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/agentless"
 	"handrail.dev/handrail/internal/feature/roster"
+	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
@@ -121,4 +122,50 @@ func (s hosts) overSSH(h target.Host, out *handrailv1.Host) {
 	if !h.SSHNode {
 		out.Floor, out.FloorMissing = wire.FloorAccount, agentless.Residue()
 	}
+}
+
+func (s sshHosts) Adopt(ctx context.Context, r *handrailv1.AdoptRequest) (*handrailv1.AdoptResponse, error) {
+	by := caller(ctx)
+	h, secret, approval, err := s.d.Roster.Adopt(ctx, by, r.Host)
+	if err != nil {
+		return nil, err
+	}
+	if approval != "" {
+		return &handrailv1.AdoptResponse{Host: hosts(s).message(h), Approval: approval}, nil
+	}
+	ctx = context.WithoutCancel(ctx) // half an adoption helps nobody, whoever goes away
+	said, err := s.d.Agentless.Adopt(ctx, h, by.ID, secret)
+	if err != nil {
+		return nil, err
+	}
+	if h, err = s.d.Hosts.Get(ctx, h.ID); err != nil {
+		return nil, err
+	}
+	return &handrailv1.AdoptResponse{Host: hosts(s).message(h), Said: said}, nil
+}
+
+func (s sshHosts) Dismiss(ctx context.Context, r *handrailv1.DismissRequest) (*handrailv1.DismissResponse, error) {
+	by := caller(ctx)
+	h, err := s.d.Hosts.Get(ctx, r.Host)
+	if err != nil {
+		return nil, err
+	}
+	if h.SSHAddress == "" {
+		return nil, fault.New(fault.Conflict, "cannot take the node from %s: it joined by itself and is reached in no other way", h.Name)
+	}
+	mode := target.ModeAgentless
+	if h.Mode != mode {
+		set, approval, err := s.d.Roster.SetHost(ctx, by, h.ID, roster.HostChange{SSH: roster.SSHChange{Mode: &mode}})
+		if err != nil || approval != "" {
+			return &handrailv1.DismissResponse{Host: hosts(s).message(h), Approval: approval}, err
+		}
+		h = set
+	} else if err := s.d.Door.Read(ctx, doorway.Act{Action: "hosts.set", By: by, Host: &h}); err != nil {
+		return nil, err
+	}
+	said, err := s.d.Agentless.Dismiss(context.WithoutCancel(ctx), h, by.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &handrailv1.DismissResponse{Host: hosts(s).message(h), Said: said}, nil
 }

@@ -499,6 +499,8 @@ func kindWord(kind string) string {
 		return "unlock a person"
 	case "host.add":
 		return "a new host without a node"
+	case "host.adopt":
+		return "a node for a host"
 	case "host.set":
 		return "a host's settings"
 	case "policy.apply":

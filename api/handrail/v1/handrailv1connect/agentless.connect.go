@@ -41,6 +41,10 @@ const (
 	SSHHostsAddProcedure = "/handrail.v1.SSHHosts/Add"
 	// SSHHostsSetProcedure is the fully-qualified name of the SSHHosts's Set RPC.
 	SSHHostsSetProcedure = "/handrail.v1.SSHHosts/Set"
+	// SSHHostsAdoptProcedure is the fully-qualified name of the SSHHosts's Adopt RPC.
+	SSHHostsAdoptProcedure = "/handrail.v1.SSHHosts/Adopt"
+	// SSHHostsDismissProcedure is the fully-qualified name of the SSHHosts's Dismiss RPC.
+	SSHHostsDismissProcedure = "/handrail.v1.SSHHosts/Dismiss"
 	// SSHHostsTrustProcedure is the fully-qualified name of the SSHHosts's Trust RPC.
 	SSHHostsTrustProcedure = "/handrail.v1.SSHHosts/Trust"
 )
@@ -51,6 +55,9 @@ type SSHHostsClient interface {
 	Look(context.Context, *v1.LookRequest) (*v1.LookResponse, error)
 	Add(context.Context, *v1.AddSSHHostRequest) (*v1.AddSSHHostResponse, error)
 	Set(context.Context, *v1.SetSSHHostRequest) (*v1.SetSSHHostResponse, error)
+	// Adopt brings a node that stays; Dismiss takes it away again.
+	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
+	Dismiss(context.Context, *v1.DismissRequest) (*v1.DismissResponse, error)
 	// Trust says what the host must be told, so that it takes our certificates.
 	Trust(context.Context, *v1.HostTrustRequest) (*v1.HostTrustResponse, error)
 }
@@ -84,6 +91,18 @@ func NewSSHHostsClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(sSHHostsMethods.ByName("Set")),
 			connect.WithClientOptions(opts...),
 		),
+		adopt: connect.NewClient[v1.AdoptRequest, v1.AdoptResponse](
+			httpClient,
+			baseURL+SSHHostsAdoptProcedure,
+			connect.WithSchema(sSHHostsMethods.ByName("Adopt")),
+			connect.WithClientOptions(opts...),
+		),
+		dismiss: connect.NewClient[v1.DismissRequest, v1.DismissResponse](
+			httpClient,
+			baseURL+SSHHostsDismissProcedure,
+			connect.WithSchema(sSHHostsMethods.ByName("Dismiss")),
+			connect.WithClientOptions(opts...),
+		),
 		trust: connect.NewClient[v1.HostTrustRequest, v1.HostTrustResponse](
 			httpClient,
 			baseURL+SSHHostsTrustProcedure,
@@ -95,10 +114,12 @@ func NewSSHHostsClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 
 // sSHHostsClient implements SSHHostsClient.
 type sSHHostsClient struct {
-	look  *connect.Client[v1.LookRequest, v1.LookResponse]
-	add   *connect.Client[v1.AddSSHHostRequest, v1.AddSSHHostResponse]
-	set   *connect.Client[v1.SetSSHHostRequest, v1.SetSSHHostResponse]
-	trust *connect.Client[v1.HostTrustRequest, v1.HostTrustResponse]
+	look    *connect.Client[v1.LookRequest, v1.LookResponse]
+	add     *connect.Client[v1.AddSSHHostRequest, v1.AddSSHHostResponse]
+	set     *connect.Client[v1.SetSSHHostRequest, v1.SetSSHHostResponse]
+	adopt   *connect.Client[v1.AdoptRequest, v1.AdoptResponse]
+	dismiss *connect.Client[v1.DismissRequest, v1.DismissResponse]
+	trust   *connect.Client[v1.HostTrustRequest, v1.HostTrustResponse]
 }
 
 // Look calls handrail.v1.SSHHosts.Look.
@@ -128,6 +149,24 @@ func (c *sSHHostsClient) Set(ctx context.Context, req *v1.SetSSHHostRequest) (*v
 	return nil, err
 }
 
+// Adopt calls handrail.v1.SSHHosts.Adopt.
+func (c *sSHHostsClient) Adopt(ctx context.Context, req *v1.AdoptRequest) (*v1.AdoptResponse, error) {
+	response, err := c.adopt.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Dismiss calls handrail.v1.SSHHosts.Dismiss.
+func (c *sSHHostsClient) Dismiss(ctx context.Context, req *v1.DismissRequest) (*v1.DismissResponse, error) {
+	response, err := c.dismiss.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Trust calls handrail.v1.SSHHosts.Trust.
 func (c *sSHHostsClient) Trust(ctx context.Context, req *v1.HostTrustRequest) (*v1.HostTrustResponse, error) {
 	response, err := c.trust.CallUnary(ctx, connect.NewRequest(req))
@@ -143,6 +182,9 @@ type SSHHostsHandler interface {
 	Look(context.Context, *v1.LookRequest) (*v1.LookResponse, error)
 	Add(context.Context, *v1.AddSSHHostRequest) (*v1.AddSSHHostResponse, error)
 	Set(context.Context, *v1.SetSSHHostRequest) (*v1.SetSSHHostResponse, error)
+	// Adopt brings a node that stays; Dismiss takes it away again.
+	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
+	Dismiss(context.Context, *v1.DismissRequest) (*v1.DismissResponse, error)
 	// Trust says what the host must be told, so that it takes our certificates.
 	Trust(context.Context, *v1.HostTrustRequest) (*v1.HostTrustResponse, error)
 }
@@ -172,6 +214,18 @@ func NewSSHHostsHandler(svc SSHHostsHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(sSHHostsMethods.ByName("Set")),
 		connect.WithHandlerOptions(opts...),
 	)
+	sSHHostsAdoptHandler := connect.NewUnaryHandlerSimple(
+		SSHHostsAdoptProcedure,
+		svc.Adopt,
+		connect.WithSchema(sSHHostsMethods.ByName("Adopt")),
+		connect.WithHandlerOptions(opts...),
+	)
+	sSHHostsDismissHandler := connect.NewUnaryHandlerSimple(
+		SSHHostsDismissProcedure,
+		svc.Dismiss,
+		connect.WithSchema(sSHHostsMethods.ByName("Dismiss")),
+		connect.WithHandlerOptions(opts...),
+	)
 	sSHHostsTrustHandler := connect.NewUnaryHandlerSimple(
 		SSHHostsTrustProcedure,
 		svc.Trust,
@@ -186,6 +240,10 @@ func NewSSHHostsHandler(svc SSHHostsHandler, opts ...connect.HandlerOption) (str
 			sSHHostsAddHandler.ServeHTTP(w, r)
 		case SSHHostsSetProcedure:
 			sSHHostsSetHandler.ServeHTTP(w, r)
+		case SSHHostsAdoptProcedure:
+			sSHHostsAdoptHandler.ServeHTTP(w, r)
+		case SSHHostsDismissProcedure:
+			sSHHostsDismissHandler.ServeHTTP(w, r)
 		case SSHHostsTrustProcedure:
 			sSHHostsTrustHandler.ServeHTTP(w, r)
 		default:
@@ -207,6 +265,14 @@ func (UnimplementedSSHHostsHandler) Add(context.Context, *v1.AddSSHHostRequest) 
 
 func (UnimplementedSSHHostsHandler) Set(context.Context, *v1.SetSSHHostRequest) (*v1.SetSSHHostResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.SSHHosts.Set is not implemented"))
+}
+
+func (UnimplementedSSHHostsHandler) Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.SSHHosts.Adopt is not implemented"))
+}
+
+func (UnimplementedSSHHostsHandler) Dismiss(context.Context, *v1.DismissRequest) (*v1.DismissResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.SSHHosts.Dismiss is not implemented"))
 }
 
 func (UnimplementedSSHHostsHandler) Trust(context.Context, *v1.HostTrustRequest) (*v1.HostTrustResponse, error) {
