@@ -32,14 +32,11 @@ test-offline: ## the server is killed, a voucher opens a host, the server comes 
 	HANDRAIL_TEST_OFFLINE=1 $(GO) test ./test/spine -run TestTheServerIsGone -v -count=1
 
 .PHONY: test-servers
-test-servers: ## two servers over one PostgreSQL, killed in turns, RUNS times (default 20)
-	HANDRAIL_TEST_RUNS=$${RUNS:-20} $(GO) test -count=1 -timeout 30m -run 'TestServersThatAreKilled|TestTwoServers|TestALeader|TestWorkThatALeader|Standby' -v ./internal/foundation/store
-
-.PHONY: test-servers
-test-servers: ## several servers over one PostgreSQL, 20 times, and what takes a minute
+test-servers: ## several servers over one PostgreSQL, killed in turns, RUNS times (default 20), and what takes a minute
 	@bash test/need.sh
+	HANDRAIL_TEST_RUNS=$${RUNS:-20} $(GO) test -count=1 -timeout 30m -run 'TestServersThatAreKilled|TestTwoServers|TestALeader|TestWorkThatALeader|Standby' -v ./internal/foundation/store
 	HANDRAIL_TEST_LONG=1 $(GO) test -v -count=1 -timeout 20m -run 'CutOff|Gone' ./test/servers
-	$(GO) test -v -count=20 -timeout 40m -run TwoServers ./test/servers
+	$(GO) test -v -count=$${RUNS:-20} -timeout 40m -run TwoServers ./test/servers
 
 .PHONY: race
 race: ## the tests under the race detector (needs a C compiler)
