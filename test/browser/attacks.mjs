@@ -36,6 +36,14 @@ async function texts(plan, visitor, check, pages) {
     const bad = page.problems.filter((p) => !/status of 404/.test(p));
     check(bad.length === 0, `hostile ${name}: the console is quiet`, bad.join("\n      "));
   }
+  for (const what of ["stacks", "env", "journal", "files"]) {
+    await page.goto("/hosts/h-4q8t2m6w/inspect?what=" + what + "&target=api");
+    await page.locator("input[name=target]").press("Enter");
+    await page.locator(".look").waitFor();
+    await harmless("hostile inspect " + what);
+    const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    check(over <= 0, `hostile inspect ${what} is ${over} px too wide`);
+  }
   await page.goto("/approvals/a-6y1u8i4o");
   check((await page.locator("main").textContent()).includes("⟨U+202E⟩txt.exe⟨U+200B⟩"), "an approver sees what was made not to be seen");
   for (const typed of ["?q=" + encodeURIComponent('"><img src=x onerror=window.pwned=1>\u202e'), "?action=" + encodeURIComponent('"><script>window.pwned=1</script>')]) {

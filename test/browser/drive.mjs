@@ -57,6 +57,7 @@ const pages = [
   ["people", "busy", "ada", "/people"],
   ["person-access", "busy", "ada", "/people/ada/access"],
   ["host-access", "busy", "ada", "/hosts/db-1/access"],
+  ["inspect", "busy", "ada", "/hosts/db-1/inspect?what=stacks&target=api"],
   ["servers", "busy", "ada", "/servers"],
   ["drills", "busy", "ada", "/drills"],
   ["policy", "busy", "ada", "/policy?person=linus&action=sessions.open&host=db-1&level=write"],

@@ -27,6 +27,8 @@ export async function flows({ plan, visitor, check, audit, look }) {
   quiet("follow");
   await ledger(page, check, audit);
   quiet("ledger");
+  await inspect(page, check, audit);
+  quiet("inspect");
   await secrets(page, check, audit);
   quiet("secrets");
   await errors(page, check);
@@ -339,6 +341,35 @@ async function ledger(page, check, audit) {
   await page.getByRole("button", { name: "Check it in this browser" }).click();
   await page.locator("proof-check .verdict.bad").waitFor();
   check(true, "a changed leaf does not prove");
+}
+
+// inspect asks for brokered reads with keys alone, and opens a fold.
+async function inspect(page, check, audit) {
+  await page.goto("/hosts/db-1/inspect");
+  await page.keyboard.type("api");
+  await page.keyboard.press("Enter"); // the target has the focus, stacks are chosen
+  await page.locator(".look-stack").first().waitFor();
+  const answer = (await page.locator(".look").textContent()).replace(/\s+/g, " ");
+  check(/held for 1\.80 ms/.test(answer) && answer.includes("37") && answer.includes("main.(*Pool).take"), "a stack dump says whom it held for how long", answer.slice(0, 300));
+  check((await page.locator(".look-command .mask").textContent()).includes("password"), "what is masked is seen to be");
+  await audit(page, "inspected");
+  await shot(page, "flow-inspect");
+  const second = page.locator(".look-stack").nth(1);
+  const open = await second.getAttribute("open");
+  await second.locator("summary").focus();
+  await page.keyboard.press("Enter");
+  check((await second.getAttribute("open")) !== open, "a stack folds and unfolds by key");
+  for (const [what, seen] of [["env", "DB_PASSWORD"], ["journal", "cannot reach"], ["files", "there was nothing"]]) {
+    await page.locator(`input[name=what][value=${what}]`).focus();
+    await page.keyboard.press("Space");
+    await page.keyboard.press("Enter");
+    await page.locator(".look", { hasText: seen }).waitFor();
+    await audit(page, "inspected " + what);
+  }
+  await page.goto("/hosts/db-1/inspect?what=stacks&target=two");
+  await page.locator("input[name=target]").press("Enter");
+  await page.getByText("Which one?").waitFor();
+  await audit(page, "inspected two");
 }
 
 async function secrets(page, check, audit) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"time"
 
+	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/mask"
 )
@@ -87,6 +88,25 @@ func shorter(r wire.InspectRecord) []byte {
 func cut(s *string, most int) {
 	if len(*s) > most {
 		*s = (*s)[:most] + "…"
+	}
+}
+
+// late says that time is up, while somebody else may be writing: what was sent
+// until then stands.
+func (a *answer) late() {
+	b, err := json.Marshal(wire.InspectRecord{End: &wire.InspectEnd{Kind: fault.Exhausted.String(), Cut: true,
+		Error: "cannot go on: the look took longer than it may", Hint: "ask for less: a process instead of the host, fewer lines"}})
+	if err != nil {
+		return
+	}
+	sent := make(chan struct{})
+	go func() { // who does not read may not hold this up
+		_ = a.w.Write(wire.FrameStdout, b)
+		close(sent)
+	}()
+	select {
+	case <-sent:
+	case <-time.After(time.Second):
 	}
 }
 

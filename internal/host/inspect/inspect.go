@@ -284,6 +284,7 @@ func look() int {
 	go endWith(orderFD)
 	a := newAnswer(session, p.Spec)
 	limit := time.AfterFunc(time.Duration(p.Spec.TimeMS)*time.Millisecond, func() {
+		a.late()
 		os.Exit(3) // the kernel lets go of whoever is held
 	})
 	defer limit.Stop()

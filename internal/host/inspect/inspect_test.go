@@ -442,6 +442,13 @@ func TestStacksOfAStrangerThroughTheWholeWay(t *testing.T) {
 	}
 }
 
+func TestALookThatTakesTooLongSaysSo(t *testing.T) {
+	_, end, _ := lookAt(t, wire.InspectSpec{What: wire.InspectTop, TimeMS: 1})
+	if end.Kind != "exhausted" || !end.Cut {
+		t.Errorf("%+v", end)
+	}
+}
+
 func TestWhatIsNotThereIsSaid(t *testing.T) {
 	for _, s := range []wire.InspectSpec{
 		{What: wire.InspectStacks, Target: "4194304"}, {What: wire.InspectEnv, Target: "no-such-unit-here"}, {What: wire.InspectStacks}, {What: wire.InspectEnv, Target: "/etc"},

@@ -155,7 +155,14 @@ func refusalText(spec Spec, r sandbox.Refusal) string {
 	case looking[r.Syscall]:
 		verb = "look into other processes"
 	}
-	return fmt.Sprintf("this session is read-only: it cannot %s. Next: handrail elevate %s --reason \"…\"", verb, host)
+	next := fmt.Sprintf("handrail elevate %s --reason \"…\"", host)
+	switch { // what the node looks up itself needs no write access
+	case signalling[r.Syscall] || looking[r.Syscall]:
+		next = fmt.Sprintf("handrail inspect %s stacks PID (for a stack dump), or %s", host, next)
+	case connecting[r.Syscall]:
+		next = fmt.Sprintf("handrail inspect %s ports (to see who listens), or %s", host, next)
+	}
+	return fmt.Sprintf("this session is read-only: it cannot %s. Next: %s", verb, next)
 }
 
 // boundTexts say which limits a session met for the first time.

@@ -58,9 +58,9 @@ func TestTheFirstRefusalSaysWhyAndWhatNext(t *testing.T) {
 		want string
 	}{
 		{sandbox.Refusal{Syscall: "openat", Path: "/etc/passwd"}, "cannot change /etc/passwd. Next: handrail elevate web-1"},
-		{sandbox.Refusal{Syscall: "socket"}, "cannot connect anywhere. Next: handrail elevate web-1"},
+		{sandbox.Refusal{Syscall: "socket"}, "cannot connect anywhere. Next: handrail inspect web-1 ports (to see who listens), or handrail elevate web-1"},
 		{sandbox.Refusal{Syscall: "kill"}, "signal other processes"},
-		{sandbox.Refusal{Syscall: "ptrace"}, "look into other processes. Next: handrail elevate web-1"},
+		{sandbox.Refusal{Syscall: "ptrace"}, "look into other processes. Next: handrail inspect web-1 stacks PID (for a stack dump), or handrail elevate web-1"},
 	} {
 		if got := refusalText(spec, c.r); !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q", c.r.Syscall, got)

@@ -62,6 +62,7 @@ type site struct {
 	policies  handrailv1connect.PoliciesClient
 	ledger    handrailv1connect.LedgerClient
 	events    handrailv1connect.EventsClient
+	inspect   handrailv1connect.InspectionsClient
 	servers   handrailv1connect.ServersClient
 	vouchers  handrailv1connect.VouchersClient
 }
@@ -96,6 +97,7 @@ func New(d Deps) http.Handler {
 	s.policies = handrailv1connect.NewPoliciesClient(client, base, with)
 	s.ledger = handrailv1connect.NewLedgerClient(client, base, with)
 	s.events = handrailv1connect.NewEventsClient(client, base, with)
+	s.inspect = handrailv1connect.NewInspectionsClient(client, base, with)
 	s.servers = handrailv1connect.NewServersClient(client, base, with)
 	s.vouchers = handrailv1connect.NewVouchersClient(client, base, with)
 	return s.guard(s.routes())
@@ -125,6 +127,7 @@ func (s *site) routes() *http.ServeMux {
 	mux.HandleFunc("GET /events", s.page(s.streamEvents))
 	s.routeProvider(mux)
 	s.routeHosts(mux)
+	s.routeInspect(mux)
 	s.routeSessions(mux)
 	s.routeApprovals(mux)
 	s.routePeople(mux)

@@ -71,6 +71,7 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(handrailv1connect.NewLoginsHandler(logins{a: a}, with))
 	mux.Handle(handrailv1connect.NewHostsHandler(hosts{a: a}, with))
 	mux.Handle(handrailv1connect.NewSessionsHandler(sessions{a: a}, with))
+	mux.Handle(handrailv1connect.NewInspectionsHandler(inspections{a: a}, with))
 	mux.Handle(handrailv1connect.NewGrantsHandler(grants{a: a}, with))
 	mux.Handle(handrailv1connect.NewApprovalsHandler(approvals{a: a}, with))
 	mux.Handle(handrailv1connect.NewPeopleHandler(people{a: a}, with))
@@ -91,7 +92,7 @@ func (a *API) Serve(pages func(http.RoundTripper, string) http.Handler) *httptes
 	mux := http.NewServeMux()
 	s := httptest.NewServer(mux)
 	api := a.Handler()
-	for _, name := range []string{"Logins", "Hosts", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights", "Servers", "Vouchers"} {
+	for _, name := range []string{"Logins", "Hosts", "Inspections", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights", "Servers", "Vouchers"} {
 		mux.Handle("/handrail.v1."+name+"/", api)
 	}
 	mux.Handle("/v1/", api)
