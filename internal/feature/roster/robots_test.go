@@ -279,7 +279,7 @@ func TestAWorkloadIsExactlyTheOneThatWasNamed(t *testing.T) {
 	must(t, err)
 	must(t, h.approve(bob, id))
 	right := func() identity.Workload {
-		return identity.Workload{Issuer: r.Proof.Issuer, Subject: r.Proof.Subject, Audience: []string{"handrail"}, Claims: map[string]string{"environment": "production", "more": "x"}, Token: store.Once()}
+		return identity.Workload{Issuer: r.Proof.Issuer, Subject: r.Proof.Subject, Audience: []string{"handrail"}, Claims: map[string]string{"environment": "production", "more": "x"}, Once: store.Once()}
 	}
 	for name, change := range map[string]func(*identity.Workload){
 		"another issuer":   func(w *identity.Workload) { w.Issuer += "/" },

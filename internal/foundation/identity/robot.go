@@ -298,7 +298,7 @@ type Workload struct {
 	Issuer, Subject string
 	Audience        []string
 	Claims          map[string]string // that are texts
-	Token           string            // itself: it opens one login
+	Once            string            // the same of a token, however it is written: it opens one login
 	Expires         time.Time
 }
 
@@ -317,7 +317,7 @@ func (p Proof) fits(w Workload) bool {
 
 // EnterWorkload lets the robot in that a workload is.
 func (p *People) EnterWorkload(ctx context.Context, robot string, w Workload, source string) (Login, Person, error) {
-	return p.enter(ctx, robot, func(r Robot) bool { return r.Proof.fits(w) }, "workload\n"+w.Token, source)
+	return p.enter(ctx, robot, func(r Robot) bool { return r.Proof.fits(w) }, "workload\n"+w.Issuer+"\n"+w.Once, source)
 }
 
 // EnterKey lets the robot in that a key is of. The key was proved by the TLS

@@ -2,7 +2,9 @@ package oidc
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -79,6 +81,7 @@ type Workload struct {
 	Issuer, Subject string
 	Audience        []string
 	Claims          map[string]string // those that are texts
+	Once            string            // hash of what the issuer signed: the same of a token, however it is written
 	Expires         time.Time
 }
 
@@ -126,7 +129,7 @@ func (w *Workloads) Verify(ctx context.Context, token string) (Workload, error) 
 	if err := verified.Claims(&claims); err != nil {
 		return Workload{}, w.untrusted(err)
 	}
-	out := Workload{Issuer: verified.Issuer, Subject: verified.Subject, Audience: verified.Audience, Claims: map[string]string{}, Expires: verified.Expiry}
+	out := Workload{Issuer: verified.Issuer, Subject: verified.Subject, Audience: verified.Audience, Claims: map[string]string{}, Once: onceOf(token), Expires: verified.Expiry}
 	for name, raw := range claims {
 		var s string
 		if json.Unmarshal(raw, &s) == nil {
@@ -165,6 +168,15 @@ func peek(token string) (head jwtHead, body jwtBody, err error) {
 		}
 	}
 	return head, body, nil
+}
+
+// onceOf tells a verified token from others by its body alone. Its text would
+// not do: base64 and ECDSA signatures can be written in more than one way, and
+// each way would be a token that was not used yet.
+func onceOf(token string) string {
+	body, _ := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1]) // peek has read it
+	sum := sha256.Sum256(body)
+	return hex.EncodeToString(sum[:])
 }
 
 // keysOf are an issuer's keys: where they are is asked once, they themselves

@@ -63,6 +63,31 @@ func TestAWorkloadIsBelievedByItsIssuersWordAlone(t *testing.T) {
 	}
 }
 
+func TestATokenIsTheSameHoweverItIsWritten(t *testing.T) {
+	e := newEvil(t)
+	w := oidc.NewWorkloads([]oidc.Issuer{{Issuer: e.server.URL}}, oidc.Deps{})
+	token := e.workload(as)
+	first, err := w.Verify(t.Context(), token)
+	if err != nil || first.Once == "" {
+		t.Fatalf("%+v %v", first, err)
+	}
+	for name, other := range map[string]string{
+		"a line end at the end":     token + "\n",
+		"a line end in the body":    strings.Replace(token, ".", ".\n", 1),
+		"a line end in the first":   token[:3] + "\r\n" + token[3:],
+		"other bits that are spare": token[:len(token)-1] + string(token[len(token)-1]+1),
+	} {
+		again, err := w.Verify(t.Context(), other)
+		if err == nil && again.Once != first.Once {
+			t.Errorf("%s makes it a token that was not used", name)
+		}
+	}
+	next, err := w.Verify(t.Context(), e.workload(func(_, body map[string]any) { body["jti"] = "2" }))
+	if err != nil || next.Once == first.Once {
+		t.Errorf("another token is the same: %v", err)
+	}
+}
+
 func TestTokensWithMadeUpKeysDoNotHaveTheIssuerAskedEachTime(t *testing.T) {
 	e := newEvil(t)
 	var asked atomic.Int64

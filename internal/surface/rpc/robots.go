@@ -121,7 +121,7 @@ func (s robots) Exchange(ctx context.Context, r *handrailv1.ExchangeRequest) (*h
 		return nil, err
 	}
 	login, who, err := s.d.People.EnterWorkload(ctx, r.Robot, identity.Workload{
-		Issuer: w.Issuer, Subject: w.Subject, Audience: w.Audience, Claims: w.Claims, Token: r.SubjectToken, Expires: w.Expires,
+		Issuer: w.Issuer, Subject: w.Subject, Audience: w.Audience, Claims: w.Claims, Once: w.Once, Expires: w.Expires,
 	}, caller(ctx).Source)
 	if err != nil {
 		return nil, err
