@@ -53,6 +53,8 @@ func (c *Circle) ask(ctx context.Context, m *member, tree tlog.Tree, signed []by
 	m.busy, m.took = false, time.Since(start)
 	if m.why, m.forked = a.why, a.forked; a.cosignature != nil {
 		m.good, m.at, m.size = time.Now(), a.cosignature.Time, tree.N
+	} else if a.size > tree.N {
+		m.size = 0 // nobody signed this: next time it has to say it again
 	} else if a.size >= 0 {
 		m.size = a.size
 	}

@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -228,6 +232,35 @@ func TestASecondHistoryUnderStolenKeysIsFoundByTheWitness(t *testing.T) {
 	if _, _, err := honest.circle.Cosigned(t.Context(), honest.store.Size()); err != nil {
 		t.Errorf("the first history is not cosigned any more: %v", err)
 	}
+}
+
+// What says where a witness stands is signed by nobody: whoever sits in between
+// for a moment must not silence it for longer.
+func TestAWitnessOfWhomSomebodyElseLiedOnceIsHeardAgain(t *testing.T) {
+	r := newRing(t)
+	i := install(t, r, quick)
+	w, _ := outside(t, filepath.Join(t.TempDir(), "w"), r)
+	there, err := url.Parse(w.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lied atomic.Int64
+	pass := httputil.NewSingleHostReverseProxy(there)
+	between := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if lied.Add(1) == 1 {
+			rw.WriteHeader(http.StatusConflict)
+			fmt.Fprint(rw, "9223372036854775807\n")
+			return
+		}
+		pass.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(between.Close)
+	w.URL = between.URL
+	i.policy(0, ledger.SimplePolicy(nil, []ledger.PolicyWitness{w}, 1))
+	i.until("a cosignature after the lie", func() bool {
+		_, _, ok := i.circle.Newest()
+		return ok && lied.Load() > 1
+	})
 }
 
 // liars answer in every way that a witness should not.
