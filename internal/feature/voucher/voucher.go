@@ -97,6 +97,7 @@ func Schema() []store.Migration {
 		{Name: "voucher-6-groups", SQL: `ALTER TABLE vouchers ADD COLUMN member_of TEXT NOT NULL DEFAULT ''`},
 		{Name: "voucher-7-used", SQL: `ALTER TABLE journals ADD COLUMN used BIGINT NOT NULL DEFAULT 0`},
 		{Name: "voucher-8-words", SQL: `ALTER TABLE journals ADD COLUMN words TEXT NOT NULL DEFAULT ''`},
+		{Name: "voucher-9-print", SQL: `ALTER TABLE vouchers ADD COLUMN print TEXT NOT NULL DEFAULT ''`},
 	}
 }
 
@@ -143,6 +144,9 @@ const (
 	life   = wire.MaxVoucherLife
 	stay   = 60 // minutes of one session
 	maxKey = 4 << 10
+	// maxOfPerson bounds how many of one person are good at once: what a lease
+	// can say is void is bounded, and nobody may crowd their own out of it.
+	maxOfPerson = 64
 )
 
 // Place is a host that a voucher opens, and how to get there.
@@ -210,6 +214,13 @@ func (x *Vouchers) Fetch(ctx context.Context, by identity.Principal, keyLine str
 			if err != nil {
 				return nil, err
 			}
+			made, err := store.One[int64](tx, `SELECT COUNT(*) FROM vouchers WHERE person = $1 AND expires > $2`, person.ID, tx.Now().UnixMicro())
+			if err != nil {
+				return nil, err
+			}
+			if made >= maxOfPerson {
+				return nil, fault.New(fault.Exhausted, "cannot give a voucher: %d of yours were made within a day", made).WithHint("handrail voucher list")
+			}
 			serial = uint64(tx.Now().UnixMicro())
 			terms = wire.VoucherTerms{V: 1, Person: person.ID, PersonName: person.Name, Epoch: person.Epoch, Key: kindOf(key), Minutes: stay}
 			out.Places, out.LeftOut = nil, slices.Clone(left)
@@ -217,8 +228,8 @@ func (x *Vouchers) Fetch(ctx context.Context, by identity.Principal, keyLine str
 				return nil, err
 			}
 			out.Key, out.Expires = terms.Key, tx.Now().Add(life)
-			if _, err := tx.Exec(`INSERT INTO vouchers (serial, person, person_name, key_kind, hosts, issued, expires, void, member_of) VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8)`,
-				int64(serial), person.ID, person.Name, terms.Key, int64(len(terms.Hosts)), tx.Now().UnixMicro(), out.Expires.UnixMicro(), groupsOf(person)); err != nil {
+			if _, err := tx.Exec(`INSERT INTO vouchers (serial, person, person_name, key_kind, hosts, issued, expires, void, member_of, print) VALUES ($1, $2, $3, $4, $5, $6, $7, 0, $8, $9)`,
+				int64(serial), person.ID, person.Name, terms.Key, int64(len(terms.Hosts)), tx.Now().UnixMicro(), out.Expires.UnixMicro(), groupsOf(person), ssh.FingerprintSHA256(key)); err != nil {
 				return nil, err
 			}
 			return []ledger.Entry{{Action: Issued, Subjects: []string{person.ID}, Payload: issued{
@@ -377,8 +388,9 @@ const maxRevoked = 4096
 const revokedFor = time.Second
 
 // Revoked are the serials that are void before their time, for leases: those
-// that were used, and those of people who are in other groups than when they
-// were made, or gone. A lock is in the leases anyway.
+// that were used, those of people who are in other groups than when they were
+// made, or gone, and those on the key of a device that was revoked. A lock is in
+// the leases anyway.
 func (x *Vouchers) Revoked(ctx context.Context) ([]uint64, error) {
 	x.leases.Lock()
 	defer x.leases.Unlock()
@@ -387,11 +399,11 @@ func (x *Vouchers) Revoked(ctx context.Context) ([]uint64, error) {
 	}
 	var void []uint64
 	err := x.d.Store.View(ctx, func(v *store.View) error {
-		out, err := store.All[outRow](v, `SELECT serial, person, void, member_of FROM vouchers WHERE expires > $1 ORDER BY serial DESC LIMIT $2`, time.Now().UnixMicro(), maxOut)
+		out, err := store.All[outRow](v, `SELECT serial, person, void, member_of, print FROM vouchers WHERE expires > $1 ORDER BY serial DESC LIMIT $2`, time.Now().UnixMicro(), maxOut)
 		if err != nil {
 			return err
 		}
-		now := map[string]string{}
+		now, lostKeys := map[string]string{}, map[string]bool{}
 		for _, o := range out {
 			if _, known := now[o.Person]; !known {
 				person, err := x.d.People.GetTx(v, o.Person)
@@ -400,7 +412,14 @@ func (x *Vouchers) Revoked(ctx context.Context) ([]uint64, error) {
 				}
 				now[o.Person] = groupsOf(person)
 			}
-			if (o.Void != 0 || o.MemberOf != now[o.Person]) && len(void) < maxRevoked {
+			lost, known := lostKeys[o.Print]
+			if !known {
+				if lost, err = x.d.People.RevokedKey(v, o.Print); err != nil {
+					return err
+				}
+				lostKeys[o.Print] = lost
+			}
+			if (o.Void != 0 || lost || o.MemberOf != now[o.Person]) && len(void) < maxRevoked {
 				void = append(void, uint64(o.Serial))
 			}
 		}
@@ -418,6 +437,7 @@ type outRow struct {
 	Person   string `db:"person"`
 	Void     int64  `db:"void"`
 	MemberOf string `db:"member_of"`
+	Print    string `db:"print"` // of the key; "" for one from before it was kept
 }
 
 const maxOut = 20_000

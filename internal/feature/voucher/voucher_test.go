@@ -402,3 +402,44 @@ func TestWhoLeavesAGroupHasAVoucherThatIsVoid(t *testing.T) {
 		t.Errorf("void are %v, want %d", void, hers.Serial)
 	}
 }
+
+// A stolen laptop has both: the voucher, and the key that it is made for.
+func TestAVoucherOnTheKeyOfARevokedDeviceIsVoid(t *testing.T) {
+	w := newWorld(t)
+	ada := w.person("ada", "operator")
+	var secret string
+	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		made, e, err := w.people.LoginTokenTx(tx, ada.ID, ledger.System, time.Hour)
+		secret = made
+		return []ledger.Entry{e}, err
+	})
+	pub, _ := key()
+	login, _, _, err := w.people.Redeem(t.Context(), secret, pub.Marshal(), "laptop", identity.ViaDevice, "192.0.2.9")
+	fatal(t, err)
+	stolen, err := w.vouchers.Fetch(t.Context(), ada, string(ssh.MarshalAuthorizedKey(pub)), nil)
+	fatal(t, err)
+	_, err = w.fetch(ada) // on another key
+	fatal(t, err)
+	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		return w.people.RevokeCredentialTx(tx, ada.ID, login.Device, "stolen")
+	})
+	if void := must(w.vouchers.Revoked(t.Context())); !slices.Equal(void, []uint64{stolen.Certificate.Serial}) {
+		t.Errorf("void are %v, want %d", void, stolen.Certificate.Serial)
+	}
+}
+
+func TestNobodyHasMoreVouchersThanLeasesCanTakeBack(t *testing.T) {
+	w := newWorld(t)
+	ada := w.person("ada", "operator")
+	for n := range 200 {
+		_, err := w.fetch(ada)
+		if fault.KindOf(err) == fault.Exhausted {
+			if n < 24 {
+				t.Errorf("only %d in a day", n)
+			}
+			return
+		}
+		fatal(t, err)
+	}
+	t.Error("200 vouchers of one person are good at once")
+}

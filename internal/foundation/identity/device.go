@@ -285,6 +285,12 @@ func liveDevice(q store.Queryer, key ssh.PublicKey) (Credential, error) {
 	return found[0], nil
 }
 
+// RevokedKey says whether a fingerprint is of a device that was revoked.
+func (p *People) RevokedKey(q store.Queryer, print string) (bool, error) {
+	n, err := store.One[int64](q, `SELECT COUNT(*) FROM devices WHERE fingerprint = $1 AND revoked <> 0`, print)
+	return n > 0, err
+}
+
 func verifySSH(key ssh.PublicKey, message, signature []byte) error {
 	if len(signature) > maxKeyBytes {
 		return fault.New(fault.Invalid, "cannot read a signature of %d bytes", len(signature))
