@@ -150,10 +150,8 @@ func (p *plan) closed(path string, st *unix.Stat_t) bool {
 func (p *plan) path(a *answer, path string) error {
 	a.end.Method = "as an account of its own, which may no more than a read-only shell, outside of the secret paths"
 	path = filepath.Clean(path)
-	for _, tree := range []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp"} {
-		if path == tree || strings.HasPrefix(path, tree+"/") {
-			return fault.New(fault.Denied, "cannot look at %s: %s is not seen by a read session either", path, tree).WithHint("handrail inspect HOST top, env, files PID, ports")
-		}
+	if err := unseen(path, path); err != nil {
+		return err
 	}
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -167,6 +165,9 @@ func (p *plan) path(a *answer, path string) error {
 	real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 	if err != nil {
 		real = path
+	}
+	if err := unseen(path, real); err != nil { // a link leads there: /var/run does
+		return err
 	}
 	if p.closed(real, &st) || p.closed(path, &st) {
 		return fault.New(fault.Denied, "cannot look at %s: it is a secret of this host", path).WithHint("ask somebody who may: a grant that says why")
@@ -195,6 +196,16 @@ func (p *plan) path(a *answer, path string) error {
 		return p.head(a, f)
 	}
 	return p.tail(a, f, now.Size)
+}
+
+// unseen refuses a path that really is one of which a read session sees another.
+func unseen(path, real string) error {
+	for _, tree := range []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp"} {
+		if real == tree || strings.HasPrefix(real, tree+"/") {
+			return fault.New(fault.Denied, "cannot look at %s: %s is not seen by a read session either", path, tree).WithHint("handrail inspect HOST top, env, files PID, ports")
+		}
+	}
+	return nil
 }
 
 func unreadable(path string, err error) error {

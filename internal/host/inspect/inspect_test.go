@@ -324,6 +324,12 @@ func TestAPathIsReadAsAReadSessionWould(t *testing.T) {
 	must(os.Symlink(at("secret"), at("link")))
 	must(os.WriteFile(at("closed"), []byte("of-root-alone"), 0o600))
 	must(unix.Mkfifo(at("fifo"), 0o644))
+	outside, err := os.MkdirTemp("/tmp", "handrail-inspect-test")
+	must(err)
+	t.Cleanup(func() { os.RemoveAll(outside) })
+	must(os.Chmod(outside, 0o755))
+	must(os.WriteFile(filepath.Join(outside, "token"), []byte("contents-of-it"), 0o644))
+	must(os.Symlink(outside, at("way")))
 	ask := func(path, part string) (string, wire.InspectEnd) {
 		_, end, raw := lookAt(t, wire.InspectSpec{What: wire.InspectFiles, Target: path, Part: part, Secrets: []string{at("secret")}})
 		return raw, end
@@ -332,7 +338,7 @@ func TestAPathIsReadAsAReadSessionWould(t *testing.T) {
 	if end.Error != "" || strings.Contains(raw, "hunter2") || strings.Contains(raw, "AAAA") || !strings.Contains(raw, "last") || end.Masked != 2 {
 		t.Errorf("%+v\n%s", end, raw)
 	}
-	for _, path := range []string{at("secret"), at("other-name"), at("link"), at("closed"), at("fifo"), "/etc/shadow", "/proc/1/environ", "/dev/zero", "/tmp", at("none")} {
+	for _, path := range []string{at("secret"), at("other-name"), at("link"), at("closed"), at("fifo"), at("way"), at("way/token"), "/etc/shadow", "/proc/1/environ", "/dev/zero", "/tmp", at("none")} {
 		for _, part := range []string{"", "head", "tail"} {
 			if raw, end := ask(path, part); end.Error == "" || strings.Contains(raw, "contents-of-it") || strings.Contains(raw, "of-root-alone") {
 				t.Errorf("%s %s: %+v\n%s", part, path, end, raw)
