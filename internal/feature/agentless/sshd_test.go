@@ -215,9 +215,7 @@ func TestAPausedSessionStandsStill(t *testing.T) {
 	l, o := ada.open(session.OpenRequest{Host: "db-7", Command: "while :; do echo tick; sleep 0.05; done"})
 	eventually(t, "it ticks", func() bool { return strings.Contains(o.text(), "tick") })
 	must(w.sessions.Pause(context.Background(), ben.by, l.ID(), "look"))
-	if state := stateOf(t, h.SSHUser, "tick"); state != "T" {
-		t.Errorf("the paused shell is in state %s", state)
-	}
+	eventually(t, "the paused shell has met its stop signal", func() bool { return stateOf(t, h.SSHUser, "tick") == "T" })
 	before := len(o.text())
 	must(w.sessions.Resume(context.Background(), ben.by, l.ID()))
 	eventually(t, "it ticks again", func() bool { return len(o.text()) > before+200 })
