@@ -85,7 +85,7 @@ func (v Voucher) checkForm(cert *ssh.Certificate) error {
 		return bad("its principals are not those of a voucher")
 	case cert.CriticalOptions["force-command"] != wire.VoucherCommand:
 		return bad("its command is not that of a voucher")
-	case cert.ValidBefore <= cert.ValidAfter || time.Duration(cert.ValidBefore-cert.ValidAfter)*time.Second > longest+2*clockSlack:
+	case cert.ValidBefore <= cert.ValidAfter || cert.ValidBefore-cert.ValidAfter > uint64((longest+2*clockSlack)/time.Second): // in seconds: for ever is more than a Duration holds
 		return bad("it is valid for longer than a voucher may be")
 	case hardware != (v.Key == wire.KeyHardware):
 		return bad("its key is not of the kind it says")

@@ -50,6 +50,34 @@ func FuzzCheck(f *testing.F) {
 	})
 }
 
+// A stolen authority makes nothing that outlives what a voucher may.
+func TestNoVoucherIsValidForLongerThanADay(t *testing.T) {
+	_, priv, _ := ed25519.GenerateKey(rand.Reader)
+	ca, err := ssh.NewSignerFromKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := Authorities{Voucher: []string{string(ssh.MarshalAuthorizedKey(ca.PublicKey()))}}
+	terms, err := wire.VoucherTerms{V: 1, Person: "p-ada00001", PersonName: "ada", Key: wire.KeyFile, Minutes: 60, Hosts: []wire.VoucherHost{{ID: "h-00000001", Account: "root"}}}.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(1_800_000_000, 0)
+	from := uint64(now.Unix() - 60)
+	for name, until := range map[string]uint64{
+		"two days": from + 2*86400, "a number of seconds that is a short Duration": from + 1<<55, "for ever": ssh.CertTimeInfinity,
+	} {
+		cert := &ssh.Certificate{Key: ca.PublicKey(), Serial: 1, CertType: ssh.UserCert, ValidPrincipals: []string{wire.VoucherPrincipal}, ValidAfter: from, ValidBefore: until,
+			Permissions: ssh.Permissions{CriticalOptions: map[string]string{"force-command": wire.VoucherCommand, wire.VoucherOption: terms}}}
+		if err := cert.SignCert(rand.Reader, ca); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Check(cert.Marshal(), a, now); err == nil {
+			t.Errorf("%s passed", name)
+		}
+	}
+}
+
 func FuzzAsk(f *testing.F) {
 	raw, _ := json.Marshal(Ask{Op: OpStart, Kind: wire.SessionShell, PTY: true})
 	f.Add(raw)
