@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,6 +30,7 @@ const (
 	maxStrangers = 8   // at the entrance at once, before they have shown anything
 	maxGuests    = 16  // sessions by voucher at once
 	enterRate    = 240 // children in a minute
+	enterOfOne   = 60  // of them for one source: it shuts out itself before others
 	maxChildAsks = 64  // of one child: keys that an agent offers, hashes of key exchanges
 	hashMost     = 64  // an exchange hash is that long at most; what else the host key could sign is longer
 	entranceName = "entrance.json"
@@ -77,6 +79,7 @@ type entrances struct {
 	at      []*child // strangers, the oldest first
 	since   time.Duration
 	entered int
+	from    map[string]int // of those who entered, by source
 	closed  bool
 	wg      sync.WaitGroup
 }
@@ -92,7 +95,7 @@ type child struct {
 
 // openDoor reads or makes the keys and reads the memory.
 func (w *warden) openDoor(held string) (*entrances, error) {
-	d := &entrances{w: w, dir: held, empty: filepath.Join(w.c.Dir, "empty")}
+	d := &entrances{w: w, dir: held, empty: filepath.Join(w.c.Dir, "empty"), from: map[string]int{}}
 	var k entranceKeys
 	if err := readOrMake(filepath.Join(held, entranceName), &k, func() { k = entranceKeys{1, seed(), seed()} }); err != nil {
 		return nil, err
@@ -191,8 +194,9 @@ func (d *entrances) saveLocked(next memory) error {
 }
 
 // enter makes a child for somebody who has come, and returns the end of its
-// line for the link. When too many stand there, the one who came first goes:
-// the newcomer may be the one who is needed.
+// line for the link. When too many stand there, one of those who are most of one
+// source goes, the one who came first: the newcomer may be the one who is needed,
+// and so may the one who waits for a touch of their key.
 func (d *entrances) enter(source string) (*os.File, error) {
 	if !d.status().Open {
 		return nil, refuse(RuleVoucher, "cannot open the entrance: a server answered a moment ago")
@@ -212,21 +216,26 @@ func (d *entrances) admit(source string) (*child, *os.File, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if now := d.w.c.Boot(); now-d.since > time.Minute {
-		d.since, d.entered = now, 0
+		d.since, d.entered, d.from = now, 0, map[string]int{}
 	}
+	one := sourceOf(source)
 	switch {
 	case d.closed:
 		return nil, nil, fault.New(fault.Unavailable, "cannot open the entrance: the warden ends")
 	case d.entered >= enterRate:
 		return nil, nil, fault.New(fault.Exhausted, "cannot open the entrance: %d came within a minute", enterRate)
+	case d.from[one] >= enterOfOne:
+		return nil, nil, fault.New(fault.Exhausted, "cannot open the entrance: %d came from %s within a minute", enterOfOne, one)
 	case d.guests >= maxGuests:
 		return nil, nil, fault.New(fault.Exhausted, "cannot open the entrance: %d sessions by voucher run here", d.guests)
 	}
 	d.entered++
+	d.from[one]++
 	for len(d.at) >= maxStrangers {
-		_ = d.at[0].cmd.Process.Kill()
-		d.at[0].ctl.Close()
-		d.at = d.at[1:]
+		goes := d.at[d.goes()]
+		_ = goes.cmd.Process.Kill()
+		goes.ctl.Close()
+		d.passed(goes)
 	}
 	c, f, err := d.spawn(source)
 	if err != nil {
@@ -235,6 +244,33 @@ func (d *entrances) admit(source string) (*child, *os.File, error) {
 	d.at = append(d.at, c)
 	d.wg.Add(1)
 	return c, f, nil
+}
+
+// goes is which stranger makes room. The caller holds mu.
+func (d *entrances) goes() (i int) {
+	count := map[string]int{}
+	for _, c := range d.at {
+		count[sourceOf(c.source)]++
+	}
+	for j, c := range d.at {
+		if count[sourceOf(c.source)] > count[sourceOf(d.at[i].source)] {
+			i = j
+		}
+	}
+	return i
+}
+
+// sourceOf is what one stranger has of addresses: one of IPv4, 2^64 of IPv6.
+func sourceOf(address string) string {
+	at, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return address
+	}
+	ip := at.Addr().Unmap().WithZone("")
+	if ip.Is4() {
+		return ip.String()
+	}
+	return netip.PrefixFrom(ip, 64).Masked().String()
 }
 
 // spawn starts a child. The caller holds mu.

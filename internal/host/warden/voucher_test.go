@@ -473,6 +473,39 @@ func TestSilentStrangersAtTheEntranceKeepNobodyOut(t *testing.T) {
 	}
 }
 
+func TestOneSourceShutsNobodyElseOutOfTheEntrance(t *testing.T) {
+	g := leftAlone(t, nil)
+	g.lost()
+	for n := range enterRate { // those over its share are refused
+		if f, err := g.b.c.Enter(t.Context(), fmt.Sprintf("192.0.2.66:%d", 1000+n)); err == nil {
+			f.Close()
+		}
+	}
+	f, err := g.b.c.Enter(t.Context(), "192.0.2.7:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+}
+
+func TestWhoComesOftenMakesRoomForWhoCameOnce(t *testing.T) {
+	d := &entrances{}
+	for _, source := range []string{"192.0.2.7:1", "192.0.2.66:1", "192.0.2.66:2", "[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8::3]:1"} {
+		d.at = append(d.at, &child{source: source})
+	}
+	if i := d.goes(); i != 3 {
+		t.Errorf("%s goes", d.at[i].source)
+	}
+	d.at = d.at[:3]
+	if i := d.goes(); i != 1 {
+		t.Errorf("%s goes", d.at[i].source)
+	}
+	d.at = d.at[:1]
+	if i := d.goes(); i != 0 {
+		t.Errorf("%s goes", d.at[i].source)
+	}
+}
+
 func TestAKilledKeeperOfAVoucherSessionLeavesWhatWasSyncedAndNoMore(t *testing.T) {
 	g := leftAlone(t, nil)
 	cert := g.signed(g.ca, nil)
