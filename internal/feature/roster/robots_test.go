@@ -136,6 +136,33 @@ func TestARobotIsMadeByTwoAndDoesWhatWasAgreedAlone(t *testing.T) {
 	}
 }
 
+// Who agrees to a robot that writes reads that it needs a grant each time.
+func TestARobotThatMayWriteNeedsAGrantAllTheSame(t *testing.T) {
+	h, ada, bob := moved(t)
+	dev := h.hostIn(ada, "web-1", "dev")
+	r := nightly()
+	r.May = identity.Groups{"grants.request", "sessions.open:read", "sessions.open:write"}
+	_, id, err := h.roster.AddRobot(t.Context(), ada.Principal, "nightly", "ada", r)
+	must(t, err)
+	must(t, h.approve(bob, id))
+	robot := h.comes("nightly", keyOne)
+	must(t, h.asks(robot, "sessions.open", "read", dev))
+	want(t, h.asks(robot, "sessions.open", "write", dev), fault.Denied, "while a grant of its own is in force")
+	held := doorway.New(doorway.Deps{Store: h.store, People: h.people, Hosts: h.hosts, Policy: h.force, Grants: granted{robot.ID, dev.ID}})
+	_, err = held.Do(t.Context(), doorway.Act{Action: "sessions.open", By: robot, Host: dev, Context: policy.Context{Level: "write", FloorOK: true},
+		Open: func(*store.Tx, policy.Decision) ([]ledger.Entry, error) {
+			return []ledger.Entry{{Action: "test.done", Subjects: []string{robot.ID}}}, nil
+		}}, nil)
+	must(t, err)
+}
+
+// granted is one grant in force.
+type granted struct{ person, host string }
+
+func (g granted) Active(_ store.Queryer, person, host string, now time.Time) (doorway.GrantInForce, bool, error) {
+	return doorway.GrantInForce{ID: "g-00000001", Kind: "routine", Expires: now.Add(time.Hour).UnixMicro()}, g == granted{person, host}, nil
+}
+
 func TestARobotNeverApprovesEvenWhereTheRulesWouldLetIt(t *testing.T) {
 	h, ada, bob := moved(t)
 	dev := h.hostIn(ada, "web-1", "dev")

@@ -11,6 +11,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // ruling is one decision with everything it was made from.
@@ -153,6 +154,11 @@ func builtIn(q policy.Query) policy.Decision {
 	}
 	if q.Principal.Kind == identity.KindRobot && !q.Context.Agreed {
 		return policy.Decision{Rules: []string{"robot-only-what-was-agreed"}, Text: "Refused: nobody agreed that this robot may do that, there, now.", Next: "handrail robot show " + q.Principal.Name}
+	}
+	// Two people agreed that it may write with a grant. The rules that give a
+	// person that speak of persons, and a set of rules of one's own may forget it.
+	if q.Principal.Kind == identity.KindRobot && q.Action == "sessions.open" && q.Context.Level != wire.LevelRead && !q.Context.GrantActive {
+		return policy.Decision{Rules: []string{"robot-writes-with-a-grant"}, Text: "Refused: a robot writes only while a grant of its own is in force on that host.", Next: "handrail elevate HOST --reason \"why\", as the robot"}
 	}
 	return withoutNode(q)
 }
