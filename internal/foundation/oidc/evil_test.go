@@ -512,6 +512,32 @@ func TestAClaimIsBelievedOnlyAsFarAsItGoes(t *testing.T) {
 	}
 }
 
+func TestNobodyIsAddedWhomTheProviderOnlyHasAsAGuest(t *testing.T) {
+	e := newEvil(t)
+	c := config(e.server.URL)
+	c.Unknown = oidc.Add
+	for name, said := range map[string]struct {
+		claims  map[string]any
+		newName string
+	}{
+		"one of us":         {nil, "newcomer"},
+		"of another domain": {map[string]any{"email": "ada@example.org"}, ""},
+		"not verified":      {map[string]any{"email_verified": false}, ""},
+		"without address":   {map[string]any{"email": ""}, ""},
+	} {
+		e.claims = func(m map[string]any) {
+			m["preferred_username"] = "newcomer"
+			for k, v := range said.claims {
+				m[k] = v
+			}
+		}
+		who, err := e.login(party(t, c))
+		if err != nil || who.NewName != said.newName {
+			t.Errorf("%s: %+v %v", name, who, err)
+		}
+	}
+}
+
 func TestAConfigurationThatCannotBeMeantIsRefused(t *testing.T) {
 	for name, change := range map[string]func(*oidc.Config){
 		"no issuer":                 func(c *oidc.Config) { c.Issuer = "" },

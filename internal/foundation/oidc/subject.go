@@ -92,7 +92,9 @@ func (p *Provider) read(token *goidc.IDToken) (Subject, error) {
 	if who.Groups, err = p.groups(claims); err != nil {
 		return Subject{}, err
 	}
-	if p.conf.Unknown == Add {
+	// Nobody is added of whom nothing was said that is believed: an address of no
+	// domain of ours is a guest's at the provider, and no person here.
+	if p.conf.Unknown == Add && who.Value != "" {
 		if who.NewName = who.Value; p.conf.PersonIs != Name && p.conf.NameClaim != "email" {
 			who.NewName = strings.ToLower(text(claims[p.conf.NameClaim]))
 		}
