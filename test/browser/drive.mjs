@@ -42,6 +42,8 @@ const pages = [
   ["host", "busy", "ada", "/hosts/db-1"],
   ["host-offline", "busy", "ada", "/hosts/build-1"],
   ["host-write", "busy", "ada", "/hosts/staging-1"],
+  ["host-agentless", "busy", "ada", "/hosts/edge-7"],
+  ["host-visited", "busy", "ada", "/hosts/edge-8"],
   ["sessions", "busy", "ada", "/sessions"],
   ["session-live", "busy", "ada", "/sessions/s-4f9k2m7x"],
   ["session-ended", "busy", "ada", "/sessions/s-9b3n7m1q"],

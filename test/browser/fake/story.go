@@ -94,7 +94,10 @@ func (a *API) busy() {
 		a.machine("h-8r2d6f1g", "staging-1", "staging", "none", "online", 0.20, 8, 6.1, 40, 12),
 		a.machine("h-3c7v1b5n", "build-1", "dev", "none", "offline", 0, 32, 30, 500, 90),
 		a.machine("h-0a4s8d2f", "thinkpad", "dev", "none", "online", 0.42, 16, 9.1, 512, 220),
+		a.agentless("h-2n8c4x6l", "edge-7", "mismatch", "its host key is SHA256:8bQh0vJ2rXoN1ZkUu7nQy6l3fZt5m9s4c0gEwYq2pTA, and not the one that was agreed to"),
+		a.agentless("h-5w3e7u1o", "edge-8", "online", ""),
 	}
+	a.hosts[7].SshNode, a.hosts[7].SshWrite, a.hosts[7].Floor = true, "deploy", "full"
 	a.hosts[0].Services, a.hosts[0].Labels, a.hosts[0].Sessions = []string{"postgres"}, []string{"primary", "rack=b4"}, 2
 	a.hosts[1].Services, a.hosts[1].Sessions = []string{"checkout", "nginx"}, 1
 	a.hosts[2].Services = []string{"checkout", "nginx"}
@@ -102,6 +105,15 @@ func (a *API) busy() {
 	a.talk()
 	a.ask()
 	a.past()
+}
+
+// agentless is a host that is reached through its own sshd.
+func (a *API) agentless(id, name, state, trouble string) *v1.Host {
+	return &v1.Host{
+		Id: id, Name: name, Environment: "staging", Scope: "none", State: state, Seen: a.at(-40 * time.Second), Mode: "agentless", Floor: "account",
+		SshAddress: "10.20.9.7:22", SshUser: "handrail-read", SshFingerprint: "SHA256:1mZr9y3v0WcT5hKqD2uXb8oLe6JfNaSgPi4RtYwEx7c", SshTrouble: trouble,
+		Created: a.at(-3 * 24 * time.Hour),
+	}
 }
 
 func (a *API) talk() {
