@@ -111,8 +111,18 @@ func (p *Peers) Join(ctx context.Context, q Question, source string) (Answer, er
 		}
 	}
 	var row Server
-	_, err := p.d.Store.Record(ctx, "server-"+rand.Text(), func(tx *store.Tx) (entries []ledger.Entry, err error) {
-		if row, err = bySecret(tx, q.Secret); err != nil {
+	err := p.d.Store.View(ctx, func(v *store.View) (err error) { // a stranger who guesses does not take the writer
+		row, err = bySecret(v, q.Secret, time.Now())
+		return err
+	})
+	if err != nil {
+		if fault.KindOf(err) == fault.Unauthenticated {
+			p.d.People.FailedLogin(source, "server join refused")
+		}
+		return Answer{}, err
+	}
+	_, err = p.d.Store.Record(ctx, "server-"+rand.Text(), func(tx *store.Tx) (entries []ledger.Entry, err error) {
+		if row, err = bySecret(tx, q.Secret, tx.Now()); err != nil {
 			return nil, err
 		}
 		if row.State == StateInvited {
@@ -128,9 +138,6 @@ func (p *Peers) Join(ctx context.Context, q Question, source string) (Answer, er
 		return []ledger.Entry{row.entry(Sealed, ledger.System, payload{Key: keyring.Fingerprint(q.Chest)})}, nil
 	})
 	if err != nil {
-		if fault.KindOf(err) == fault.Unauthenticated {
-			p.d.People.FailedLogin(source, "server join refused")
-		}
 		return Answer{}, err
 	}
 	out := Answer{Server: row, Approval: row.Approval, Fingerprint: keyring.Fingerprint(q.Chest)}
@@ -140,12 +147,12 @@ func (p *Peers) Join(ctx context.Context, q Question, source string) (Answer, er
 	return out, err
 }
 
-func bySecret(tx *store.Tx, secret string) (Server, error) {
-	rows, err := store.All[Server](tx, selectServer+`WHERE secret = $1`, hashOf(secret))
+func bySecret(q store.Queryer, secret string, now time.Time) (Server, error) {
+	rows, err := store.All[Server](q, selectServer+`WHERE secret = $1`, hashOf(secret))
 	if err != nil {
 		return Server{}, err
 	}
-	if len(rows) != 1 || subtle.ConstantTimeCompare([]byte(rows[0].Secret), []byte(hashOf(secret))) != 1 || tx.Now().UnixMicro() > rows[0].Expires || rows[0].State == StateRemoved {
+	if len(rows) != 1 || subtle.ConstantTimeCompare([]byte(rows[0].Secret), []byte(hashOf(secret))) != 1 || now.UnixMicro() > rows[0].Expires || rows[0].State == StateRemoved {
 		return Server{}, fault.New(fault.Unauthenticated, "cannot join: the invitation is wrong, expired or withdrawn").WithHint("handrail server invite NAME")
 	}
 	return rows[0], nil

@@ -52,17 +52,19 @@ func (r *Roster) Invite(ctx context.Context, by identity.Principal, spec target.
 func (r *Roster) Join(ctx context.Context, secret, hostname string, csr []byte, source string) (target.Host, []byte, error) {
 	var host target.Host
 	var der []byte
-	_, err := r.Store.Record(ctx, newID(), func(tx *store.Tx) ([]ledger.Entry, error) {
-		var entry ledger.Entry
-		var err error
-		if host, entry, err = r.Hosts.RedeemInviteTx(tx, secret, hostname, r.Here != nil && r.Here(source)); err != nil {
-			return nil, err
-		}
-		if der, err = r.issue(csr, host); err != nil {
-			return nil, err
-		}
-		return []ledger.Entry{entry}, nil
-	})
+	err := r.Hosts.KnowsInvite(ctx, secret, time.Now())
+	if err == nil {
+		_, err = r.Store.Record(ctx, newID(), func(tx *store.Tx) (entries []ledger.Entry, err error) {
+			var entry ledger.Entry
+			if host, entry, err = r.Hosts.RedeemInviteTx(tx, secret, hostname, r.Here != nil && r.Here(source)); err != nil {
+				return nil, err
+			}
+			if der, err = r.issue(csr, host); err != nil {
+				return nil, err
+			}
+			return []ledger.Entry{entry}, nil
+		})
+	}
 	if fault.KindOf(err) == fault.Unauthenticated && err != nil {
 		r.People.FailedLogin(source, "join refused")
 	}

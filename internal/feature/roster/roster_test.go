@@ -355,6 +355,31 @@ func TestAnInvitedHostJoinsOnceAndABadRequestDoesNotUseTheInvitationUp(t *testin
 	want(t, err, fault.Unauthenticated, "wrong, used, or expired")
 }
 
+// A token that somebody guessed is refused while the one writer is held, so a
+// crowd that guesses keeps nobody from writing.
+func TestWhoGuessesATokenDoesNotTakeTheWriter(t *testing.T) {
+	h := build(t)
+	h.first()
+	held, release, written := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	free := sync.OnceFunc(func() { close(release) })
+	defer free()
+	var once sync.Once
+	go func() {
+		written <- h.record(func(*store.Tx) ([]ledger.Entry, error) {
+			once.Do(func() { close(held) })
+			<-release
+			return nil, nil
+		})
+	}()
+	<-held
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	_, _, err := h.roster.Join(ctx, "guessed", "web-1", nodeRequest(t), "192.0.2.1")
+	want(t, err, fault.Unauthenticated, "wrong, used, or expired")
+	free()
+	must(t, <-written)
+}
+
 // The same words asked for twice are two requests: the signature for the first,
 // which everybody can read in the ledger, agrees to nothing.
 func TestASignatureForAnEarlierRequestOfTheSameWordsAgreesToNothing(t *testing.T) {

@@ -1,6 +1,7 @@
 package target
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
@@ -105,24 +106,42 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, '', $10)`,
 	}, nil
 }
 
+// KnowsInvite says whether a token is of an open invitation, without the
+// writer: strangers who guess do not keep others from writing.
+func (h *Hosts) KnowsInvite(ctx context.Context, secret string, now time.Time) error {
+	return h.store.View(ctx, func(v *store.View) error {
+		_, err := openInvite(v, secret, now)
+		return err
+	})
+}
+
+func inviteRefused() error {
+	return fault.New(fault.Unauthenticated, "cannot join: the token is wrong, used, or expired").
+		WithHint("ask for a new one: handrail host invite")
+}
+
+func openInvite(q store.Queryer, secret string, now time.Time) (inviteRow, error) {
+	if len(secret) > 256 {
+		return inviteRow{}, inviteRefused()
+	}
+	row, err := store.One[inviteRow](q, `SELECT hash, name, environment, scope, services, labels, invited_by, created, expires, used, host, server, adopts
+FROM host_invites WHERE hash = $1`, hashSecret(secret))
+	if fault.KindOf(err) == fault.NotFound && err != nil {
+		return inviteRow{}, inviteRefused()
+	}
+	if err == nil && (row.Used != 0 || micros(now) >= row.Expires) {
+		return inviteRow{}, inviteRefused()
+	}
+	return row, err
+}
+
 // RedeemInviteTx adds the host that knows the secret. A wrong, used or expired
 // secret gives one and the same refusal, so that guessing learns nothing. here
 // says that it came from the machine that the server runs on.
 func (h *Hosts) RedeemInviteTx(tx *store.Tx, secret, hostname string, here bool) (Host, ledger.Entry, error) {
-	refused := fault.New(fault.Unauthenticated, "cannot join: the token is wrong, used, or expired").
-		WithHint("ask for a new one: handrail host invite")
-	if len(secret) > 256 {
-		return Host{}, ledger.Entry{}, refused
-	}
-	row, err := store.One[inviteRow](tx, `SELECT hash, name, environment, scope, services, labels, invited_by, created, expires, used, host, server, adopts
-FROM host_invites WHERE hash = $1`, hashSecret(secret))
-	switch {
-	case err != nil && fault.KindOf(err) == fault.NotFound:
-		return Host{}, ledger.Entry{}, refused
-	case err != nil:
+	row, err := openInvite(tx, secret, tx.Now())
+	if err != nil {
 		return Host{}, ledger.Entry{}, err
-	case row.Used != 0 || micros(tx.Now()) >= row.Expires:
-		return Host{}, ledger.Entry{}, refused
 	}
 	if row.Adopts != "" {
 		return h.answerTx(tx, row)
@@ -141,7 +160,7 @@ FROM host_invites WHERE hash = $1`, hashSecret(secret))
 		return Host{}, ledger.Entry{}, err
 	}
 	if used != 1 {
-		return Host{}, ledger.Entry{}, refused
+		return Host{}, ledger.Entry{}, inviteRefused()
 	}
 	return host, entry, nil
 }
