@@ -5,12 +5,19 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/crowd"
+	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/surface/rpc"
 )
 
 // front splits one port by what the first byte and ALPN say: nodes, TLS for
@@ -179,3 +186,58 @@ func (q *queue) Close() error {
 
 // Addr is the address of the port that front splits.
 func (q *queue) Addr() net.Addr { return q.addr }
+
+// namesOf is every name by which people may reach this server.
+func namesOf(url string) []string {
+	names := []string{"localhost", "127.0.0.1", "::1"}
+	_, host, _ := strings.Cut(url, "://")
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		names = append(names, name)
+	}
+	if name, err := os.Hostname(); err == nil {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (s *Server) newFront() (*front, error) {
+	own, err := s.ring.ServerCertificates(append(namesOf(s.url()), rpc.RobotName))
+	if err != nil {
+		return nil, err
+	}
+	pool := s.ring.CAPool()
+	conf := &tls.Config{
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			// Commands and nodes ask for this one name and trust our authority alone.
+			if s.c.Given == nil || hello.ServerName == keyring.ServerName || hello.ServerName == rpc.RobotName {
+				return own()
+			}
+			return s.c.Given, nil
+		},
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", nodeProtocol},
+		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
+	}
+	front := newFront(forRobots(conf), s.c.Listener.Addr(), s.fleet.ServeConn)
+	if s.shared() {
+		front.beOfSeveral(s.fleet.ServePeer)
+	}
+	return front, nil
+}
+
+func (s *Server) serveHTTP(ctx context.Context, l net.Listener) error {
+	return s.serveOn(ctx, l, s.handler)
+}
+
+func (s *Server) serveOn(ctx context.Context, l net.Listener, h http.Handler) error {
+	srv := &http.Server{
+		Handler: promptBodies(h, bodyTime), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+		TLSConfig: &tls.Config{NextProtos: []string{"h2", "http/1.1"}}, // the front did the handshake; this names what may follow
+		ErrorLog:  slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug),
+	}
+	context.AfterFunc(ctx, func() { srv.Close() })
+	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}

@@ -15,8 +15,15 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/protobuf/encoding/protojson"
+
+	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/directory"
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/internal/surface/rpc"
 )
 
 // The control socket is the door for whoever owns the data folder on this
@@ -208,4 +215,55 @@ func listenUnix(path string) (net.Listener, error) {
 
 func shortUnix(dir *os.File, path string) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+}
+
+// local is the door for the owner of the data folder.
+func (s *Server) local() *localDoor {
+	return &localDoor{
+		owner: s.c.Owner, supervise: s.c.Owner,
+		verify: func(ctx context.Context) (localAnswer, error) {
+			report, err := rpc.Verify(ctx, s.store, s.recordings, func(*handrailv1.VerifyResponse) {})
+			if err != nil {
+				return localAnswer{}, err
+			}
+			raw, err := protojson.Marshal(report)
+			return localAnswer{Report: raw}, err
+		},
+		login: func(ctx context.Context) (localAnswer, error) {
+			if damage := s.store.Damage(); damage != nil {
+				return localAnswer{Damage: damage.Error()}, nil
+			}
+			secret, err := s.people.EnsureBootstrapLink(ctx)
+			if err != nil {
+				return localAnswer{}, err
+			}
+			token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
+			return localAnswer{Token: token.String(), Link: s.url() + "/login?t=" + secret}, nil
+		},
+		join: s.joinLocal, trust: s.trustLocal, company: s.tryCompany,
+	}
+}
+
+// joinLocal invites this machine itself, as the supervisor asks at the first
+// start. It is the one invitation without a person: there is none yet.
+func (s *Server) joinLocal(ctx context.Context, hostname, _ string, _ bool) (localAnswer, error) {
+	var secret string
+	_, err := s.store.Record(ctx, store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
+		all, err := s.hosts.ListTx(tx, "")
+		if err != nil {
+			return nil, err
+		}
+		if len(all) > 0 {
+			return nil, fault.New(fault.Conflict, "cannot join %s by itself: this installation has hosts already", hostname).
+				WithHint("handrail host invite")
+		}
+		var entry ledger.Entry
+		secret, entry, err = s.hosts.InviteTx(tx, "system", target.Invite{Environment: "dev", Scope: "none", Server: true, For: 10 * time.Minute})
+		return []ledger.Entry{entry}, err
+	})
+	if err != nil {
+		return localAnswer{}, err
+	}
+	token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
+	return localAnswer{Token: token.String()}, nil
 }

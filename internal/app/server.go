@@ -3,12 +3,10 @@ package app
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,9 +14,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/protobuf/encoding/protojson"
-
-	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/agentless"
 	"handrail.dev/handrail/internal/feature/erasure"
@@ -476,112 +471,6 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	stopBelow()
 	group.Wait()
 	return err
-}
-
-// namesOf is every name by which people may reach this server.
-func namesOf(url string) []string {
-	names := []string{"localhost", "127.0.0.1", "::1"}
-	_, host, _ := strings.Cut(url, "://")
-	if name, _, err := net.SplitHostPort(host); err == nil {
-		names = append(names, name)
-	}
-	if name, err := os.Hostname(); err == nil {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return slices.Compact(names)
-}
-
-func (s *Server) newFront() (*front, error) {
-	own, err := s.ring.ServerCertificates(append(namesOf(s.url()), rpc.RobotName))
-	if err != nil {
-		return nil, err
-	}
-	pool := s.ring.CAPool()
-	conf := &tls.Config{
-		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			// Commands and nodes ask for this one name and trust our authority alone.
-			if s.c.Given == nil || hello.ServerName == keyring.ServerName || hello.ServerName == rpc.RobotName {
-				return own()
-			}
-			return s.c.Given, nil
-		},
-		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", nodeProtocol},
-		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
-	}
-	front := newFront(forRobots(conf), s.c.Listener.Addr(), s.fleet.ServeConn)
-	if s.shared() {
-		front.beOfSeveral(s.fleet.ServePeer)
-	}
-	return front, nil
-}
-
-func (s *Server) serveHTTP(ctx context.Context, l net.Listener) error {
-	return s.serveOn(ctx, l, s.handler)
-}
-
-func (s *Server) serveOn(ctx context.Context, l net.Listener, h http.Handler) error {
-	srv := &http.Server{
-		Handler: promptBodies(h, bodyTime), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-		TLSConfig: &tls.Config{NextProtos: []string{"h2", "http/1.1"}}, // the front did the handshake; this names what may follow
-		ErrorLog:  slog.NewLogLogger(s.c.Log.Handler(), slog.LevelDebug),
-	}
-	context.AfterFunc(ctx, func() { srv.Close() })
-	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-		return err
-	}
-	return nil
-}
-
-// local is the door for the owner of the data folder.
-func (s *Server) local() *localDoor {
-	return &localDoor{
-		owner: s.c.Owner, supervise: s.c.Owner,
-		verify: func(ctx context.Context) (localAnswer, error) {
-			report, err := rpc.Verify(ctx, s.store, s.recordings, func(*handrailv1.VerifyResponse) {})
-			if err != nil {
-				return localAnswer{}, err
-			}
-			raw, err := protojson.Marshal(report)
-			return localAnswer{Report: raw}, err
-		},
-		login: func(ctx context.Context) (localAnswer, error) {
-			if damage := s.store.Damage(); damage != nil {
-				return localAnswer{Damage: damage.Error()}, nil
-			}
-			secret, err := s.people.EnsureBootstrapLink(ctx)
-			if err != nil {
-				return localAnswer{}, err
-			}
-			token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
-			return localAnswer{Token: token.String(), Link: s.url() + "/login?t=" + secret}, nil
-		},
-		join: s.joinLocal, trust: s.trustLocal, company: s.tryCompany,
-	}
-}
-
-// joinLocal invites this machine itself, as the supervisor asks at the first
-// start. It is the one invitation without a person: there is none yet.
-func (s *Server) joinLocal(ctx context.Context, hostname, _ string, _ bool) (localAnswer, error) {
-	var secret string
-	_, err := s.store.Record(ctx, store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
-		all, err := s.hosts.ListTx(tx, "")
-		if err != nil {
-			return nil, err
-		}
-		if len(all) > 0 {
-			return nil, fault.New(fault.Conflict, "cannot join %s by itself: this installation has hosts already", hostname).
-				WithHint("handrail host invite")
-		}
-		var entry ledger.Entry
-		secret, entry, err = s.hosts.InviteTx(tx, "system", target.Invite{Environment: "dev", Scope: "none", Server: true, For: 10 * time.Minute})
-		return []ledger.Entry{entry}, err
-	})
-	if err != nil {
-		return localAnswer{}, err
-	}
-	token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
-	return localAnswer{Token: token.String()}, nil
 }
 
 // RunServer makes a server and runs it.
