@@ -33,7 +33,9 @@ func TestMain(m *testing.M) {
 		fmt.Sscan(os.Getenv(holdEnv), &pid)
 		_, err := hold(pid, time.Hour, func(*held) error {
 			fmt.Println("ready")
-			select {}
+			for {
+				_ = unix.Pause()
+			}
 		})
 		fmt.Println(err)
 		os.Exit(1)
