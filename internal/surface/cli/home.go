@@ -179,7 +179,11 @@ func (f folder) device(create bool) (ssh.Signer, error) {
 
 // gatewayName is the name that the gateway's host certificate and the server's
 // TLS certificate carry, whatever address they answer on.
-const gatewayName = "server.handrail.internal"
+const (
+	gatewayName = "server.handrail.internal"
+	// gatewayAlias is what people write behind the @.
+	gatewayAlias = "handrail"
+)
 
 // writeSSH makes stock ssh, scp, sftp and rsync reach the gateway as
 // "HOST@handrail", trusting the host CA of the bundle and nothing else.

@@ -16,7 +16,7 @@ func (t *tool) lookCommands() []*cobra.Command {
 		t.hostsCommand(),
 		t.group("host", "Show, invite, add or describe a host",
 			"handrail host show web-1           # facts, floor, what I may do there\nhandrail host invite --env staging  # the line to run on another machine",
-			t.hostShowCommand(), t.hostInviteCommand(), t.hostSetCommand(), t.hostAddCommand(), t.hostTrustCommand(), t.hostAdoptCommand()),
+			t.hostShowCommand(), t.hostInviteCommand(), t.hostSetCommand(), t.hostAddCommand(), t.hostTrustCommand(), t.hostAdoptCommand(), t.hostAnsibleCommand()),
 		t.sshCommand(),
 		t.inspectCommand(),
 	}
