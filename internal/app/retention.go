@@ -44,8 +44,7 @@ func (r retention) rules(now time.Time) ([]ledger.PruneRule, error) {
 	return rules, ledger.Pruned{V: 1, Rules: rules}.Check()
 }
 
-// retain lets go of payloads whose time is over, until ctx ends. With several
-// servers, whoever is later finds nothing left.
+// retain lets go of payloads whose time is over, until ctx ends.
 func (s *Server) retain(ctx context.Context) error {
 	if len(s.c.sections.Retention) == 0 {
 		<-ctx.Done()

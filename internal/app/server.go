@@ -446,7 +446,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "roster", s.roster.Run)
 	run(below, "directory", s.directory.Run)
 	run(below, "followers", s.follow)
-	run(below, "retention", s.retain)
+	run(below, "retention", s.once(s.retain))
 	run(below, "servers", s.runPeers)
 	run(above, "servers' calls", s.servePeers)
 	run(below, "watchers", s.sessions.RecheckLoop)

@@ -269,6 +269,15 @@ func (s *Server) runPeers(ctx context.Context) error {
 	return s.peers.Run(ctx)
 }
 
+// once runs f on one server of the installation at a time: on the one that
+// leads. Wiring says run(below, "x", s.once(s.x.Run)). f's context ends when
+// another server may lead; f begins again when this one does. What must not be
+// recorded twice even by a machine that stood still meanwhile asks
+// s.peers.LeadsTx in its transaction.
+func (s *Server) once(f func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error { return s.peers.Lead(ctx, f) }
+}
+
 // followServers is what an entry of any server changes in this one's memory.
 func (s *Server) followServers(ctx context.Context, e ledger.Recorded) {
 	if !s.shared() {

@@ -19,6 +19,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/approval"
@@ -43,11 +44,12 @@ const (
 	Drained ledger.Action = "server.drained" // it takes no new session
 	Began   ledger.Action = "server.began"   // it takes sessions again
 	Removed ledger.Action = "server.removed"
+	Leads   ledger.Action = "server.leads" // from now on it does what is done once
 )
 
 // Actions lists the ledger actions of servers.
 func Actions() []ledger.Action {
-	return []ledger.Action{Invited, Asked, Added, Refused, Sealed, Set, Drained, Began, Removed}
+	return []ledger.Action{Invited, Asked, Added, Refused, Sealed, Set, Drained, Began, Removed, Leads}
 }
 
 // The states of a server in the list.
@@ -75,6 +77,11 @@ func Schema() []store.Migration {
 	expires BIGINT NOT NULL,
 	added BIGINT NOT NULL,
 	version BIGINT NOT NULL
+)`},
+		{Name: "peer-2-leading", SQL: `CREATE TABLE server_leading (
+	id INTEGER PRIMARY KEY,
+	server TEXT NOT NULL,
+	term BIGINT NOT NULL
 )`}}
 }
 
@@ -94,7 +101,8 @@ func Observations() []store.ObservationMigration {
 		{Name: "peer-2-data-keys", SQL: `CREATE TABLE data_keys (
 	subject TEXT PRIMARY KEY,
 	wrapped TEXT NOT NULL
-)`}}
+)`},
+		{Name: "peer-3-resting", SQL: `ALTER TABLE server_presence ADD COLUMN resting BIGINT NOT NULL DEFAULT 0`}}
 }
 
 // Server is one line of the list, and what it says of itself.
@@ -129,6 +137,7 @@ type Presence struct {
 	Route    string // where its message bus is reached
 	Nodes    int64
 	Sessions int64
+	Resting  bool // it does nothing of what a leader does, nor will it
 }
 
 const selectServer = `SELECT id, name, address, ssh_address, state, secret, chest, inviter, approval, expires, added, version FROM servers `
@@ -150,19 +159,26 @@ type Deps struct {
 	// Changed hears, without locks, of another list or another liveness.
 	Changed func([]Server)
 	// Gone hears of a server that has not moved for a long time.
-	Gone func(ctx context.Context, server Server)
-	Log  *slog.Logger
+	Gone   func(ctx context.Context, server Server)
+	Bounds Bounds
+	Log    *slog.Logger
 }
 
 // Peers keeps the list.
 type Peers struct {
-	d Deps
+	d       Deps
+	b       Bounds
+	kick    chan struct{}
+	started atomic.Bool // there may be others
+	lapse   *time.Timer // ends the term of who cannot say that it lives
 
-	mu    sync.Mutex
-	list  []Server
-	beats map[string]beat
-	sizes []int64 // of the ledger as known here, at the last looks
-	kick  chan struct{}
+	mu      sync.Mutex
+	list    []Server
+	beats   map[string]beat
+	sizes   []int64       // of the ledger as known here, at the last looks
+	led     leading       // who leads, as last read
+	term    *term         // our newest
+	elected chan struct{} // closed and renewed when we come to lead
 }
 
 // New returns the list. Start must follow.
@@ -170,7 +186,9 @@ func New(d Deps) *Peers {
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Peers{d: d, beats: map[string]beat{}, kick: make(chan struct{}, 1)}
+	p := &Peers{d: d, b: d.Bounds.withDefaults(), beats: map[string]beat{}, kick: make(chan struct{}, 1), elected: make(chan struct{})}
+	p.lapse = time.AfterFunc(p.b.Hold, p.yield)
+	return p
 }
 
 // payload is what entries about servers say.
@@ -263,6 +281,7 @@ func (p *Peers) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.started.Store(true)
 	return p.look(ctx)
 }
 

@@ -10,16 +10,30 @@ import (
 	"handrail.dev/handrail/internal/foundation/store"
 )
 
-const (
-	beatEvery = 2 * time.Second
-	// awayAfter is how long a server may stand still before it counts as away.
-	awayAfter = 10 * time.Second
-	// lookBack is with how old a size of ours a server's is compared, in looks:
-	// what it says is as old as its last beat.
-	lookBack = 3
-	// goneAfter is when somebody else closes what it left open.
-	goneAfter = 40 * time.Second
-)
+// lookBack is with how old a size of ours a server's is compared, in looks:
+// what it says is as old as its last beat.
+const lookBack = 3
+
+// Bounds are the times of the servers' list; zero fields take the defaults.
+type Bounds struct {
+	Beat time.Duration // each server says that often that it lives; 2 s
+	Hold time.Duration // a leader that could not say so for so long leads no more; 6 s
+	Away time.Duration // a server that stood still for so long counts as away; 10 s
+	Gone time.Duration // after so long another closes what it left open; 40 s
+}
+
+func (b Bounds) withDefaults() Bounds {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	set(&b.Beat, 2*time.Second)
+	set(&b.Hold, 6*time.Second)
+	set(&b.Away, 10*time.Second)
+	set(&b.Gone, 40*time.Second)
+	return b
+}
 
 // beat is when a server's count last moved, by our own clock: those of the
 // servers need not agree.
@@ -37,17 +51,20 @@ type presenceRow struct {
 	Route    string `db:"route"`
 	Nodes    int64  `db:"nodes"`
 	Sessions int64  `db:"sessions"`
+	Resting  int64  `db:"resting"`
 }
 
-// Run says every two seconds that this server lives, and looks at the others.
+const selectPresence = `SELECT id, beat, version, size, route, nodes, sessions, resting FROM server_presence`
+
+// Run says again and again that this server lives, looks at the others, and
+// leads where it should. At its end it has another lead.
 func (p *Peers) Run(ctx context.Context) error {
-	tick := time.NewTicker(beatEvery)
+	defer p.rest(ctx)
+	tick := time.NewTicker(p.b.Beat)
 	defer tick.Stop()
 	for {
-		if err := p.say(ctx); err != nil && ctx.Err() == nil {
-			p.d.Log.Warn("this server cannot say that it lives", "error", err)
-		} else if err := p.look(ctx); err != nil && ctx.Err() == nil {
-			p.d.Log.Warn("the other servers cannot be looked at", "error", err)
+		if err := p.turn(ctx); err != nil && ctx.Err() == nil {
+			p.d.Log.Warn("this server and the others do not see each other in the database", "error", err)
 		}
 		p.buryGone(ctx)
 		select {
@@ -59,6 +76,20 @@ func (p *Peers) Run(ctx context.Context) error {
 	}
 }
 
+func (p *Peers) turn(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, p.b.Hold)
+	defer cancel()
+	began := time.Now()
+	if err := p.say(ctx, p.rests()); err != nil {
+		return err
+	}
+	p.hold(began)
+	if err := p.look(ctx); err != nil {
+		return err
+	}
+	return p.elect(ctx)
+}
+
 // Look makes Run look at once. Who follows the ledger calls it after an entry
 // about servers.
 func (p *Peers) Look() {
@@ -68,12 +99,15 @@ func (p *Peers) Look() {
 	}
 }
 
-func (p *Peers) say(ctx context.Context) error {
-	now := p.d.Load()
+func (p *Peers) say(ctx context.Context, resting bool) error {
+	now, rests := p.d.Load(), 0
+	if resting {
+		rests = 1
+	}
 	return p.d.Store.Observe(ctx, func(o *store.Obs) error {
-		_, err := o.Exec(`INSERT INTO server_presence (id, beat, version, size, route, nodes, sessions) VALUES ($1, 1, $2, $3, $4, $5, $6)
-			ON CONFLICT (id) DO UPDATE SET beat = server_presence.beat + 1, version = $2, size = $3, route = $4, nodes = $5, sessions = $6`,
-			p.d.Self.ID, p.d.Self.Version, now.Size, now.Route, now.Nodes, now.Sessions)
+		_, err := o.Exec(`INSERT INTO server_presence (id, beat, version, size, route, nodes, sessions, resting) VALUES ($1, 1, $2, $3, $4, $5, $6, $7)
+			ON CONFLICT (id) DO UPDATE SET beat = server_presence.beat + 1, version = $2, size = $3, route = $4, nodes = $5, sessions = $6, resting = $7`,
+			p.d.Self.ID, p.d.Self.Version, now.Size, now.Route, now.Nodes, now.Sessions, rests)
 		return err
 	})
 }
@@ -97,7 +131,7 @@ func Meet(ctx context.Context, s *store.Store, id, route string) (others []strin
 		return nil, err
 	}
 	err = s.ViewObserved(ctx, func(v *store.View) error {
-		rows, err := store.All[presenceRow](v, `SELECT id, beat, version, size, route, nodes, sessions FROM server_presence`)
+		rows, err := store.All[presenceRow](v, selectPresence)
 		for _, r := range rows {
 			if slices.Contains(serve, r.ID) && CheckAddress(r.Route) == nil {
 				others = append(others, r.Route)
@@ -111,7 +145,11 @@ func Meet(ctx context.Context, s *store.Store, id, route string) (others []strin
 // look reads the list and who moved since.
 func (p *Peers) look(ctx context.Context) error {
 	var rows []Server
+	var led leading
 	err := p.d.Store.View(ctx, func(v *store.View) (err error) {
+		if led, err = leadingTx(v); err != nil {
+			return err
+		}
 		rows, err = store.All[Server](v, selectServer+`WHERE state <> $1 ORDER BY name, id`, StateRemoved)
 		return err
 	})
@@ -120,7 +158,7 @@ func (p *Peers) look(ctx context.Context) error {
 	}
 	var said []presenceRow
 	err = p.d.Store.ViewObserved(ctx, func(v *store.View) (err error) {
-		said, err = store.All[presenceRow](v, `SELECT id, beat, version, size, route, nodes, sessions FROM server_presence`)
+		said, err = store.All[presenceRow](v, selectPresence)
 		return err
 	})
 	if err != nil {
@@ -135,7 +173,7 @@ func (p *Peers) look(ctx context.Context) error {
 	for i := range rows {
 		p.markLocked(&rows[i], said, now)
 	}
-	p.list = rows
+	p.list, p.led = rows, led
 	p.mu.Unlock()
 	if !slices.EqualFunc(before, rows, sameNews) && p.d.Changed != nil {
 		p.d.Changed(append([]Server(nil), rows...))
@@ -150,13 +188,13 @@ func (p *Peers) markLocked(s *Server, said []presenceRow, now time.Time) {
 		return
 	}
 	r := said[i]
-	s.Presence = Presence{Program: r.Version, Size: r.Size, Route: r.Route, Nodes: r.Nodes, Sessions: r.Sessions}
+	s.Presence = Presence{Program: r.Version, Size: r.Size, Route: r.Route, Nodes: r.Nodes, Sessions: r.Sessions, Resting: r.Resting != 0}
 	b, known := p.beats[s.ID]
 	if !known || b.n != r.Beat {
 		b = beat{n: r.Beat, at: now}
 		p.beats[s.ID] = b
 	}
-	s.Seen, s.Alive = b.at, s.Self || now.Sub(b.at) < awayAfter
+	s.Seen, s.Alive = b.at, s.Self || now.Sub(b.at) < p.b.Away
 	s.Behind = max(p.sizes[0]-r.Size, 0)
 }
 
@@ -174,7 +212,7 @@ func (p *Peers) buryGone(ctx context.Context) {
 	p.mu.Lock()
 	for _, s := range p.list {
 		b, known := p.beats[s.ID]
-		if !s.Self && known && !b.told && time.Since(b.at) > goneAfter {
+		if !s.Self && known && !b.told && time.Since(b.at) > p.b.Gone {
 			b.told = true
 			p.beats[s.ID] = b
 			gone = append(gone, s)

@@ -73,7 +73,7 @@ func serverWords(verb string, more func(p serverPayload) string) func(*said) str
 
 // serverPayload is what peer writes.
 type serverPayload struct {
-	Server, Name, Address, SSH, Key, Approval, Reason string
+	Server, Name, Address, SSH, Key, Approval, Reason, Before string
 }
 
 var serverSentences = map[string]func(*said) string{
@@ -86,4 +86,12 @@ var serverSentences = map[string]func(*said) string{
 	"server.drained": serverWords("drains the server", nil),
 	"server.began":   serverWords("has back from draining the server", nil),
 	"server.removed": serverWords("removed the server", nil),
+	"server.leads": func(s *said) string {
+		p := read[serverPayload](s)
+		text := "server " + p.Server + " does what is done once"
+		if p.Before != "" && p.Before != p.Server {
+			text += ", and " + p.Before + " no more"
+		}
+		return text
+	},
 }
