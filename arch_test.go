@@ -110,7 +110,7 @@ func covered(dep string, prefixes []string) bool {
 // other.
 var order = [][]string{
 	{"fault"},
-	{"when", "crowd", "shamir"},
+	{"when", "crowd", "shamir", "blob"},
 	{"ledger"},
 	{"wire"},
 	{"keyring"},

@@ -32,4 +32,12 @@ for from in browser provider; do
 		echo "npm is missing: the tests of test/$from skip"
 	fi
 done
+# A real S3 server, pinned. It builds once, in about a minute.
+s3=v1.8.0
+bin=$(go env GOBIN)
+bin=${bin:-$(go env GOPATH)/bin}
+if ! go version -m "$bin/versitygw" 2>/dev/null | grep -q "versity/versitygw[[:space:]]*$s3"; then
+	echo "installing versitygw $s3 for the tests of object storage"
+	CGO_ENABLED=0 go install "github.com/versity/versitygw/cmd/versitygw@$s3" >/dev/null 2>&1 || echo "could not install versitygw: tests of object storage skip"
+fi
 exit 0
