@@ -60,8 +60,9 @@ type Grant struct {
 	Reviewed       *timestamppb.Timestamp `protobuf:"bytes,30,opt,name=reviewed,proto3" json:"reviewed,omitempty"`
 	ReviewedBy     string                 `protobuf:"bytes,31,opt,name=reviewed_by,json=reviewedBy,proto3" json:"reviewed_by,omitempty"`
 	ReviewedByName string                 `protobuf:"bytes,32,opt,name=reviewed_by_name,json=reviewedByName,proto3" json:"reviewed_by_name,omitempty"`
-	Verdict        string                 `protobuf:"bytes,33,opt,name=verdict,proto3" json:"verdict,omitempty"` // justified, not-justified
-	Notes          string                 `protobuf:"bytes,34,opt,name=notes,proto3" json:"notes,omitempty"`     // of the review
+	Verdict        string                 `protobuf:"bytes,33,opt,name=verdict,proto3" json:"verdict,omitempty"`   // justified, not-justified
+	Notes          string                 `protobuf:"bytes,34,opt,name=notes,proto3" json:"notes,omitempty"`       // of the review
+	Forwards       []string               `protobuf:"bytes,35,rep,name=forwards,proto3" json:"forwards,omitempty"` // destinations of forwarded ports: address:port, address:*
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -332,6 +333,13 @@ func (x *Grant) GetNotes() string {
 		return x.Notes
 	}
 	return ""
+}
+
+func (x *Grant) GetForwards() []string {
+	if x != nil {
+		return x.Forwards
+	}
+	return nil
 }
 
 type GrantTarget struct {
@@ -693,8 +701,9 @@ type ElevateRequest struct {
 	RequestId string                 `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// The device's signature over "handrail-request-v1\n" + ElevateResponse.subject_hash:
 	// call once without it, and again with the same request_id and it.
-	Signature     []byte `protobuf:"bytes,8,opt,name=signature,proto3" json:"signature,omitempty"`
-	Account       string `protobuf:"bytes,9,opt,name=account,proto3" json:"account,omitempty"` // empty: the one that policy names
+	Signature     []byte   `protobuf:"bytes,8,opt,name=signature,proto3" json:"signature,omitempty"`
+	Account       string   `protobuf:"bytes,9,opt,name=account,proto3" json:"account,omitempty"`    // empty: the one that policy names
+	Forwards      []string `protobuf:"bytes,10,rep,name=forwards,proto3" json:"forwards,omitempty"` // destinations of forwarded ports: address:port, address:*
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -792,6 +801,13 @@ func (x *ElevateRequest) GetAccount() string {
 	return ""
 }
 
+func (x *ElevateRequest) GetForwards() []string {
+	if x != nil {
+		return x.Forwards
+	}
+	return nil
+}
+
 type ElevateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -875,6 +891,7 @@ type BreakGlassRequest struct {
 	RequestId     string                 `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	Sudo          bool                   `protobuf:"varint,4,opt,name=sudo,proto3" json:"sudo,omitempty"`
 	Root          bool                   `protobuf:"varint,5,opt,name=root,proto3" json:"root,omitempty"`
+	Forwards      []string               `protobuf:"bytes,6,rep,name=forwards,proto3" json:"forwards,omitempty"` // as in ElevateRequest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -942,6 +959,13 @@ func (x *BreakGlassRequest) GetRoot() bool {
 		return x.Root
 	}
 	return false
+}
+
+func (x *BreakGlassRequest) GetForwards() []string {
+	if x != nil {
+		return x.Forwards
+	}
+	return nil
 }
 
 type BreakGlassResponse struct {
@@ -1320,7 +1344,8 @@ var File_handrail_v1_grants_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_grants_proto_rawDesc = "" +
 	"\n" +
-	"\x18handrail/v1/grants.proto\x12\vhandrail.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bhandrail/v1/approvals.proto\x1a\x19handrail/v1/options.proto\"\xf4\t\n" +
+	"\x18handrail/v1/grants.proto\x12\vhandrail.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bhandrail/v1/approvals.proto\x1a\x19handrail/v1/options.proto\"\x90\n" +
+	"\n" +
 	"\x05Grant\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06person\x18\x02 \x01(\tR\x06person\x12\x1f\n" +
@@ -1360,7 +1385,8 @@ const file_handrail_v1_grants_proto_rawDesc = "" +
 	"reviewedBy\x12(\n" +
 	"\x10reviewed_by_name\x18  \x01(\tR\x0ereviewedByName\x12\x18\n" +
 	"\averdict\x18! \x01(\tR\averdict\x12\x14\n" +
-	"\x05notes\x18\" \x01(\tR\x05notes:\x04\xd8\xf3\x18\x02\"\x87\x01\n" +
+	"\x05notes\x18\" \x01(\tR\x05notes\x12\x1a\n" +
+	"\bforwards\x18# \x03(\tR\bforwards:\x04\xd8\xf3\x18\x02\"\x87\x01\n" +
 	"\vGrantTarget\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1379,7 +1405,7 @@ const file_handrail_v1_grants_proto_rawDesc = "" +
 	"\x12WatchGrantsRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id:\x04\xd8\xf3\x18\x01\"E\n" +
 	"\x13WatchGrantsResponse\x12(\n" +
-	"\x05grant\x18\x01 \x01(\v2\x12.handrail.v1.GrantR\x05grant:\x04\xd8\xf3\x18\x02\"\x88\x02\n" +
+	"\x05grant\x18\x01 \x01(\v2\x12.handrail.v1.GrantR\x05grant:\x04\xd8\xf3\x18\x02\"\xa4\x02\n" +
 	"\x0eElevateRequest\x12\x14\n" +
 	"\x05hosts\x18\x01 \x03(\tR\x05hosts\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
@@ -1390,20 +1416,23 @@ const file_handrail_v1_grants_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\a \x01(\tR\trequestId\x12\x1c\n" +
 	"\tsignature\x18\b \x01(\fR\tsignature\x12\x18\n" +
-	"\aaccount\x18\t \x01(\tR\aaccount:\x04\xd8\xf3\x18\x02\"\xae\x01\n" +
+	"\aaccount\x18\t \x01(\tR\aaccount\x12\x1a\n" +
+	"\bforwards\x18\n" +
+	" \x03(\tR\bforwards:\x04\xd8\xf3\x18\x02\"\xae\x01\n" +
 	"\x0fElevateResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12(\n" +
 	"\x05grant\x18\x02 \x01(\v2\x12.handrail.v1.GrantR\x05grant\x12\x1a\n" +
 	"\bapproval\x18\x03 \x01(\tR\bapproval\x12\x1c\n" +
 	"\tapprovers\x18\x04 \x03(\tR\tapprovers\x12!\n" +
-	"\fsubject_hash\x18\x05 \x01(\fR\vsubjectHash:\x04\xd8\xf3\x18\x02\"\x8e\x01\n" +
+	"\fsubject_hash\x18\x05 \x01(\fR\vsubjectHash:\x04\xd8\xf3\x18\x02\"\xaa\x01\n" +
 	"\x11BreakGlassRequest\x12\x14\n" +
 	"\x05hosts\x18\x01 \x03(\tR\x05hosts\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x03 \x01(\tR\trequestId\x12\x12\n" +
 	"\x04sudo\x18\x04 \x01(\bR\x04sudo\x12\x12\n" +
-	"\x04root\x18\x05 \x01(\bR\x04root:\x04\xd8\xf3\x18\x02\"\x8e\x01\n" +
+	"\x04root\x18\x05 \x01(\bR\x04root\x12\x1a\n" +
+	"\bforwards\x18\x06 \x03(\tR\bforwards:\x04\xd8\xf3\x18\x02\"\x8e\x01\n" +
 	"\x12BreakGlassResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12(\n" +
 	"\x05grant\x18\x02 \x01(\v2\x12.handrail.v1.GrantR\x05grant\x12\x1a\n" +

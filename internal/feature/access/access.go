@@ -27,6 +27,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/when"
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // Sessions ends what runs under a grant. The session feature is one. Ending is
@@ -80,6 +81,7 @@ type Ask struct {
 	Ticket     string
 	For        time.Duration // 0: half an hour, or the longest where that is less
 	Sudo, Root bool
+	Forwards   []string          // destinations of forwarded ports: address:port, address:*
 	Account    string            // "": the one that policy names
 	RequestID  string            // idempotency
 	Signature  approval.Evidence // the requester's own, over the subject hash; may be empty
@@ -113,6 +115,8 @@ func (a Ask) check() error {
 		return fault.New(fault.Invalid, "cannot ask for a grant: say why").WithHint(`add --reason "why"`)
 	case len(reason) > maxReason || len(a.Ticket) > maxTicket || len(a.RequestID) > maxCallID || len(a.Hosts) > maxTargets:
 		return fault.New(fault.Invalid, "cannot ask for a grant: the reason may have %d characters, the ticket %d, and %d hosts may be named", maxReason, maxTicket, maxTargets)
+	case len(a.Forwards) > wire.MaxForwards:
+		return fault.New(fault.Invalid, "cannot ask for %d forwarded ports: at most %d in one grant", len(a.Forwards), wire.MaxForwards)
 	case a.For < 0 || a.For > 0 && a.For < shortest:
 		return fault.New(fault.Invalid, "cannot ask for a grant for %s: at least a minute", when.Words(a.For)).WithHint("handrail elevate HOST --for 30m")
 	}
@@ -151,6 +155,15 @@ func (x *Access) draft(tx *store.Tx, by identity.Principal, ask Ask, hosts []tar
 		Person: by.ID, PersonName: person.Name, Kind: Routine, Targets: targetsOf(hosts), Sudo: ask.Sudo || ask.Root, Root: ask.Root,
 		Reason: strings.TrimSpace(ask.Reason), Ticket: strings.TrimSpace(ask.Ticket), RequestID: ask.RequestID,
 		BuddyRequired: engine.BuddyRequired(hosts...), Policy: engine.Version(),
+	}
+	for _, f := range ask.Forwards {
+		one, err := wire.ForwardDestination(f, true)
+		if err != nil {
+			return Grant{}, err
+		}
+		if !slices.Contains(g.Forwards, one) {
+			g.Forwards = append(g.Forwards, one)
+		}
 	}
 	if g.Sudo || g.Root {
 		g.Kind = Elevated
@@ -216,7 +229,7 @@ func (x *Access) ask(ctx context.Context, ask Ask, action, word string) (Asked, 
 	var asked Asked
 	id := store.NewID('g')
 	act := doorway.Act{
-		Action: action, By: by, Hosts: hosts, Context: policy.Context{Sudo: ask.Sudo || ask.Root, Root: ask.Root},
+		Action: action, By: by, Hosts: hosts, Context: policy.Context{Sudo: ask.Sudo || ask.Root, Root: ask.Root, Forward: len(ask.Forwards) > 0},
 		Facts: func(q store.Queryer, c *policy.Context) (err error) {
 			c.OwesReview, err = owes(q, by.ID, now(q))
 			return err
@@ -345,7 +358,7 @@ func (x *Access) again(ctx context.Context, by identity.Principal, ask Ask) (Ask
 		hosts[i] = target.Host{ID: t.ID}
 	}
 	_, err = x.d.Door.Do(ctx, doorway.Act{
-		Action: "grants.request", By: by, Hosts: hosts, Context: policy.Context{Sudo: asked.Grant.Sudo, Root: asked.Grant.Root},
+		Action: "grants.request", By: by, Hosts: hosts, Context: policy.Context{Sudo: asked.Grant.Sudo, Root: asked.Grant.Root, Forward: len(asked.Grant.Forwards) > 0},
 		Open: func(tx *store.Tx, _ policy.Decision) (entries []ledger.Entry, err error) {
 			asked.Approval, entries, err = x.d.Approvals.SignTx(tx, by, asked.Approval.ID, ask.Signature)
 			return entries, err

@@ -13,7 +13,7 @@ import (
 func full() Grant {
 	g := Grant{
 		ID: "g-00000001", Person: "p-00000001", PersonName: "ada", Kind: BreakGlass, State: Closed, EndedWhy: Done, EndedBy: "p-00000001", EndedNote: "all is well",
-		Targets: []Target{{ID: "h-00000001", Name: "web-1", Environment: "production", Scope: "pci"}}, Account: "handrail-write", Sudo: true, Root: true,
+		Targets: []Target{{ID: "h-00000001", Name: "web-1", Environment: "production", Scope: "pci"}}, Account: "handrail-write", Sudo: true, Root: true, Forwards: []string{"127.0.0.1:5432"},
 		Reason: "it burns", Ticket: "OPS-7", AskedFor: 30 * time.Minute, Requested: 1, Starts: 2, Expires: 3, Finished: 4, Approval: "a-00000001",
 		PausedWhy: "buddy left", BuddyRequired: true, RatifyBy: 5, Ratified: 6, RatifiedBy: "p-00000002", ReviewWithin: time.Hour, ReviewBy: 7,
 		Reviewed: 8, ReviewedBy: "p-00000003", Verdict: "justified", Notes: "it was", RequestID: "r-1", Policy: 9, Version: 10,
@@ -52,20 +52,25 @@ func TestWhatTheLedgerHoldsOfAGrantIsReadForEver(t *testing.T) {
 			t.Errorf("field %s is not tried", v.Type().Field(i).Name)
 		}
 	}
-	text := golden(t, "grant-v1.1.json", payload{V: 1, By: "p-00000001", Grant: full()})
-	var back payload
-	if err := json.Unmarshal(text, &back); err != nil || !reflect.DeepEqual(back.Grant, full()) {
-		t.Errorf("read back: %+v %v", back, err)
-	}
-	first, err := os.ReadFile(filepath.Join("testdata", "grant-v1.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	older := full()
-	older.EndedNote = "" // not yet known then
-	back = payload{}
-	if err := json.Unmarshal(first, &back); err != nil || !reflect.DeepEqual(back.Grant, older) {
-		t.Errorf("the first version reads as: %+v %v", back, err)
+	golden(t, "grant-v1.2.json", payload{V: 1, By: "p-00000001", Grant: full()})
+	want := full()
+	for _, version := range []struct {
+		name   string
+		before func() // what the version before it did not know yet
+	}{
+		{"grant-v1.2.json", func() { want.Forwards = nil }},
+		{"grant-v1.1.json", func() { want.EndedNote = "" }},
+		{"grant-v1.json", func() {}},
+	} {
+		text, err := os.ReadFile(filepath.Join("testdata", version.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back payload
+		if err := json.Unmarshal(text, &back); err != nil || !reflect.DeepEqual(back.Grant, want) {
+			t.Errorf("%s reads as: %+v %v", version.name, back, err)
+		}
+		version.before()
 	}
 }
 
@@ -75,7 +80,14 @@ func TestWhatPeopleAgreeToIsReadForEver(t *testing.T) {
 		t.Fatal(err)
 	}
 	var text json.RawMessage = request
-	golden(t, "request-v1.json", text)
+	golden(t, "request-v1.1.json", text)
+	first, err := os.ReadFile(filepath.Join("testdata", "request-v1.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, err := parseRequest(first); err != nil || r.Grant != "g-00000001" || r.Forwards != nil {
+		t.Errorf("the first version reads as %+v, %v", r, err)
+	}
 	r, err := parseRequest(request)
 	if err != nil || r.Grant != "g-00000001" || len(r.Targets) != 1 {
 		t.Errorf("%+v %v", r, err)

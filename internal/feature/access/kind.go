@@ -37,6 +37,7 @@ type request struct {
 	Account       string   `json:"account,omitempty"`
 	Sudo          bool     `json:"sudo"`
 	Root          bool     `json:"root"`
+	Forwards      []string `json:"forwards,omitempty"`
 	Reason        string   `json:"reason"`
 	Ticket        string   `json:"ticket,omitempty"`
 	ForMS         int64    `json:"for_ms"`
@@ -49,7 +50,7 @@ type request struct {
 func (g Grant) request() ([]byte, error) {
 	r := request{
 		V: 1, Grant: g.ID, Person: g.Person, PersonName: g.PersonName, Kind: g.Kind, Targets: g.Targets, Account: g.Account,
-		Sudo: g.Sudo, Root: g.Root, Reason: g.Reason, Ticket: g.Ticket, ForMS: g.AskedFor.Milliseconds(),
+		Sudo: g.Sudo, Root: g.Root, Forwards: g.Forwards, Reason: g.Reason, Ticket: g.Ticket, ForMS: g.AskedFor.Milliseconds(),
 		BuddyRequired: g.BuddyRequired, Requested: g.Requested, Policy: g.Policy,
 	}
 	if g.Kind == BreakGlass {
@@ -98,6 +99,9 @@ func (r request) describe() approval.Description {
 		account = "the one that policy names for each host"
 	}
 	d.Details = append(d.Details, approval.Detail{Name: "account", Value: account})
+	for _, f := range r.Forwards {
+		d.Details = append(d.Details, approval.Detail{Name: "port", Value: portWords(f)})
+	}
 	d.Grants, d.CannotContain = r.grants(), r.cannotContain()
 	return d
 }
@@ -125,6 +129,9 @@ func (r request) grants() []string {
 	if owned := r.owned(); owned != "" {
 		list = []string{"THE WHOLE INSTALLATION: the server runs on " + owned + ", and root there reads the keys that sign the ledger and command every host", what}
 	}
+	if len(r.Forwards) > 0 {
+		list = append(list, "connections from the machine of "+r.PersonName+", through "+count(r.Targets)+", to "+strings.Join(each(r.Forwards, portWords), ", "))
+	}
 	if r.BuddyRequired {
 		list = append(list, "only while somebody watches: the session pauses when they leave")
 	}
@@ -151,6 +158,9 @@ func (r request) cannotContain() []string {
 		"what is written stays written: the session is recorded, not undone",
 		"what is shown is recorded, not masked: it can hold secrets that the account can read",
 	)
+	if len(r.Forwards) > 0 {
+		list = append(list, "what crosses a forwarded port is recorded as bytes, of long streams their beginning and end; who answers there takes it for the host itself")
+	}
 	if r.Root || r.Sudo {
 		list = append(list,
 			"root: what leaves through another daemon (at, cron, systemd-run, docker) is detected and recorded, not prevented",
@@ -159,6 +169,22 @@ func (r request) cannotContain() []string {
 		list = append(list, "what it starts in another daemon (at, cron, systemd user units) outlives the session; it is detected and recorded, not prevented")
 	}
 	return list
+}
+
+// portWords says a destination as people do.
+func portWords(destination string) string {
+	if address, all := strings.CutSuffix(destination, ":*"); all {
+		return "every port of " + address
+	}
+	return destination
+}
+
+func each(list []string, f func(string) string) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = f(s)
+	}
+	return out
 }
 
 func count(targets []Target) string {
@@ -207,7 +233,7 @@ func (r request) phrase() string {
 
 // CannotContain is what an approver of this grant is told about its limits.
 func (g Grant) CannotContain() []string {
-	return request{Targets: g.Targets, Sudo: g.Sudo, Root: g.Root}.cannotContain()
+	return request{Targets: g.Targets, Sudo: g.Sudo, Root: g.Root, Forwards: g.Forwards}.cannotContain()
 }
 
 // grantKind is the request for a grant.

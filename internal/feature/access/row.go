@@ -10,6 +10,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // The ledger actions of grants. Each entry holds the whole grant as it became,
@@ -190,13 +191,23 @@ type Standing struct{}
 // Active implements doorway.Grants. Of several grants the one that allows most
 // counts: root, then sudo, then the latest end.
 func (Standing) Active(q store.Queryer, person, host string, now time.Time) (doorway.GrantInForce, bool, error) {
+	return inForce(q, person, host, now, func(Grant) bool { return true })
+}
+
+// Forwarding returns the grant in force that names this destination for
+// forwarded ports.
+func (Standing) Forwarding(q store.Queryer, person, host, destination string, now time.Time) (doorway.GrantInForce, bool, error) {
+	return inForce(q, person, host, now, func(g Grant) bool { return wire.ForwardAllowed(g.Forwards, destination) })
+}
+
+func inForce(q store.Queryer, person, host string, now time.Time, fits func(Grant) bool) (doorway.GrantInForce, bool, error) {
 	list, err := find(q, `JOIN grant_targets t ON t.grant_id = g.id WHERE g.person = $1 AND t.host = $2 AND g.state = $3`, person, host, string(Active))
 	if err != nil {
 		return doorway.GrantInForce{}, false, err
 	}
 	var best *Grant
 	for i := range list {
-		if g := &list[i]; g.InForce(now) && g.Person == person && g.Covers(host) && (best == nil || stronger(*g, *best)) {
+		if g := &list[i]; g.InForce(now) && g.Person == person && g.Covers(host) && fits(*g) && (best == nil || stronger(*g, *best)) {
 			best = g
 		}
 	}
@@ -204,7 +215,7 @@ func (Standing) Active(q store.Queryer, person, host string, now time.Time) (doo
 		return doorway.GrantInForce{}, false, nil
 	}
 	force := doorway.GrantInForce{
-		ID: best.ID, Kind: best.Kind, Account: best.Account, Sudo: best.Sudo, Root: best.Root,
+		ID: best.ID, Kind: best.Kind, Account: best.Account, Sudo: best.Sudo, Root: best.Root, Forwards: best.Forwards,
 		Expires: best.Expires, BuddyRequired: best.BuddyRequired, Reason: best.Reason,
 	}
 	if best.Approval != "" {

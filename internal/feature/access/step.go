@@ -83,6 +83,7 @@ type Grant struct {
 	Account       string        `json:"account,omitempty"` // "": per host, as policy names
 	Sudo          bool          `json:"sudo,omitempty"`
 	Root          bool          `json:"root,omitempty"`
+	Forwards      []string      `json:"forwards,omitempty"` // destinations of forwarded ports
 	Reason        string        `json:"reason"`
 	Ticket        string        `json:"ticket,omitempty"`
 	AskedFor      time.Duration `json:"asked_for"`

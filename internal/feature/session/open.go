@@ -22,7 +22,8 @@ import (
 type OpenRequest struct {
 	Host       string // name or id
 	Level      string // read, write; empty is read
-	Kind       string // shell, exec, sftp; empty follows from Command and Subsystem
+	Kind       string // shell, exec, sftp, forward; empty follows from the others
+	Forward    string // the destination of a forwarded port, or empty
 	Command    string
 	Subsystem  string // sftp or empty
 	PTY        bool
@@ -49,6 +50,15 @@ func (r OpenRequest) normal() (OpenRequest, error) {
 		return r, fault.New(fault.Invalid, "cannot open a session of level %q: it is read or write", r.Level)
 	}
 	switch {
+	case r.Forward != "":
+		var err error
+		if r.Command, err = wire.ForwardDestination(r.Forward, false); err != nil {
+			return r, err
+		}
+		if r.Level != wire.LevelWrite {
+			return r, fault.New(fault.Denied, "cannot forward to %s in a read session", r.Command).WithHint("ssh HOST+write@handrail, with a grant: %s", elevateFor("HOST", r.Command))
+		}
+		r.Kind, r.PTY = wire.SessionForward, false
 	case r.Subsystem == "sftp":
 		r.Kind, r.Command, r.PTY = wire.SessionSFTP, "", false
 	case r.Subsystem != "":
@@ -208,7 +218,7 @@ func (s *Sessions) opened(tx *store.Tx, l *Live, req OpenRequest, draft *recordi
 		return nil, err
 	}
 	now := tx.Now()
-	grant, granted, err := s.d.Grants.Active(tx, l.fixed.Person, host.ID, now)
+	grant, granted, err := s.grantFor(tx, req, host, l.fixed.Person, now)
 	if err != nil {
 		return nil, err
 	}
@@ -235,6 +245,9 @@ func (s *Sessions) opened(tx *store.Tx, l *Live, req OpenRequest, draft *recordi
 	if granted {
 		order.Authority = &grant.Authority
 	}
+	if req.Kind == wire.SessionForward {
+		order.Need = []string{"forward"}
+	}
 	if order.Epochs, err = s.epochs(tx, engine, l.fixed.Person, order.Authority); err != nil {
 		return nil, err
 	}
@@ -255,6 +268,26 @@ func (s *Sessions) opened(tx *store.Tx, l *Live, req OpenRequest, draft *recordi
 	}
 	return []ledger.Entry{{Action: Opened, Subjects: subjects, Session: l.fixed.ID, Target: host.Path(),
 		Object: l.fixed.ID, Version: 1, Payload: payload}, draft.Entry()}, nil
+}
+
+// grantFor is the grant that the session stands on. One for a forwarded port is
+// one that names it.
+func (s *Sessions) grantFor(q store.Queryer, req OpenRequest, host target.Host, person string, now time.Time) (doorway.GrantInForce, bool, error) {
+	if req.Kind != wire.SessionForward {
+		return s.d.Grants.Active(q, person, host.ID, now)
+	}
+	if host.Agentless() {
+		return doorway.GrantInForce{}, false, fault.New(fault.Denied, "cannot forward through %s: it has no node", host.Name).WithHint("handrail host adopt %s", host.Name)
+	}
+	grant, ok, err := s.d.Grants.Forwarding(q, person, host.ID, req.Command, now)
+	if err == nil && !ok {
+		err = fault.New(fault.Denied, "cannot forward to %s through %s: no grant of yours names it", req.Command, host.Name).WithHint("%s", elevateFor(host.Name, req.Command))
+	}
+	return grant, ok, err
+}
+
+func elevateFor(host, destination string) string {
+	return "handrail elevate " + host + " --forward " + destination + ` --reason "why"` // ASCII: clients print what they are told as bytes
 }
 
 // epochs are those of everybody whose word the order rests on.

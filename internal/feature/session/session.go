@@ -180,13 +180,20 @@ type Rules interface {
 	EngineTx(q store.Queryer) (*policy.Engine, error)
 }
 
+// Grants says what a session stands on.
+type Grants interface {
+	doorway.Grants
+	// Forwarding is the grant that names a destination of forwarded ports.
+	Forwarding(q store.Queryer, person, host, destination string, now time.Time) (grant doorway.GrantInForce, ok bool, err error)
+}
+
 // Deps is what Sessions needs.
 type Deps struct {
 	Store      *store.Store
 	Door       Door
 	Hosts      *target.Hosts
 	People     *identity.People
-	Grants     doorway.Grants
+	Grants     Grants
 	Rules      Rules
 	Nodes      Nodes
 	Recordings *recording.Recordings

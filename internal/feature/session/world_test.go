@@ -177,6 +177,11 @@ type grants struct {
 	force map[string]doorway.GrantInForce
 }
 
+func (g *grants) Forwarding(q store.Queryer, person, host, destination string, now time.Time) (doorway.GrantInForce, bool, error) {
+	f, ok, err := g.Active(q, person, host, now)
+	return f, ok && wire.ForwardAllowed(f.Forwards, destination), err
+}
+
 func (g *grants) Active(_ store.Queryer, person, host string, _ time.Time) (doorway.GrantInForce, bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

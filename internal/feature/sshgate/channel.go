@@ -13,10 +13,11 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 )
 
-// channel is one SSH session channel: at most one session of ours.
+// channel is one SSH channel: at most one session of ours.
 type channel struct {
-	c  *conn
-	ch ssh.Channel
+	c    *conn
+	ch   ssh.Channel
+	bare bool // a forwarded port: the bytes of its other end and nothing of ours
 
 	mu         sync.Mutex
 	req        session.OpenRequest
@@ -209,7 +210,12 @@ func (x *channel) input(live *session.Live, pty bool) {
 
 // refuse tells the person why there is no session, and ends the channel.
 func (x *channel) refuse(err error) {
-	f := fault.From(err)
+	x.say("handrail: " + refusal(fault.From(err)))
+	x.finish(session.Event{Kind: session.Exit, Status: 255})
+}
+
+// refusal is what a person reads: why, by which rule, and what to do.
+func refusal(f *fault.Error) string {
 	text := f.Text
 	if f.Rule != "" {
 		text += " (rule " + f.Rule + ")"
@@ -217,12 +223,10 @@ func (x *channel) refuse(err error) {
 	if f.Entry != "" {
 		text += " (entry " + f.Entry + ")"
 	}
-	lines := []string{"handrail: " + text}
 	if f.Hint != "" {
-		lines = append(lines, "try: "+f.Hint)
+		text += "\ntry: " + f.Hint
 	}
-	x.say(strings.Join(lines, "\n"))
-	x.finish(session.Event{Kind: session.Exit, Status: 255})
+	return text
 }
 
 // say writes a line of ours to standard error. Without a terminal the client
@@ -267,9 +271,15 @@ func (x *channel) Deliver(e session.Event) error {
 		_, err := x.ch.Write(e.Data)
 		return err
 	case session.ErrorOutput:
+		if x.bare {
+			return nil
+		}
 		_, err := x.ch.Stderr().Write(e.Data)
 		return err
 	case session.Notice:
+		if x.bare {
+			return nil
+		}
 		x.notice(e)
 	case session.Exit:
 		x.finish(e)
@@ -293,6 +303,10 @@ func (x *channel) notice(e session.Event) {
 // written, then exit-status, then close.
 func (x *channel) finish(e session.Event) {
 	_ = x.ch.CloseWrite()
+	if x.bare {
+		_ = x.ch.Close()
+		return
+	}
 	if e.Signal != "" {
 		_, _ = x.ch.SendRequest("exit-signal", false, ssh.Marshal(exitSignal{Signal: e.Signal}))
 	} else {

@@ -121,11 +121,16 @@ func TestGitClonesReadOnlyAndPushesWithAGrant(t *testing.T) {
 	}
 }
 
-func TestForwardingIsRefusedWithAReason(t *testing.T) {
+func TestWhatNoGrantNamesIsNotForwarded(t *testing.T) {
 	w := newWorld(t)
 	ada := w.person("ada", "developer")
 	r := ada.run("", "ssh", "-o", "LogLevel=INFO", "-W", "127.0.0.1:22", "web-1@gate")
-	if r.status == 0 || !strings.Contains(r.err, "forwards no ports") {
+	if r.status == 0 || !strings.Contains(r.err, "cannot forward to 127.0.0.1:22 in a read session") {
+		t.Fatalf("got %+v", r)
+	}
+	ada.grant(doorway.GrantInForce{ID: "g-00000001", Forwards: []string{"127.0.0.1:5432"}})
+	r = ada.run("", "ssh", "-o", "LogLevel=INFO", "-W", "127.0.0.1:22", "web-1+write@gate")
+	if r.status == 0 || !strings.Contains(r.err, `handrail elevate web-1 --forward 127.0.0.1:22 --reason "why"`) {
 		t.Fatalf("got %+v", r)
 	}
 	if r := ada.run("", "ssh", "-o", "ExitOnForwardFailure=yes", "-R", "9999:127.0.0.1:22", "web-1@gate", "true"); r.status == 0 {

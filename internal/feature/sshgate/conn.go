@@ -59,8 +59,8 @@ func (g *Gate) handle(ctx context.Context, c net.Conn) {
 	}
 }
 
-// globals answers requests about the connection. Forwarding is refused;
-// keepalives only need any answer.
+// globals answers requests about the connection. Ports of the host are not
+// forwarded to people; keepalives only need any answer.
 func (c *conn) globals(requests <-chan *ssh.Request) {
 	for r := range requests {
 		if r.Type == "no-more-sessions@openssh.com" {
@@ -74,17 +74,18 @@ func (c *conn) globals(requests <-chan *ssh.Request) {
 	}
 }
 
-const noForwarding = "handrail forwards no ports, agents or displays: everything goes through a recorded session"
+const noForwarding = "handrail forwards no agents, displays or remote ports: everything goes through a recorded session"
 
-// accept takes session channels only, and only so many.
+// accept takes sessions and forwarded ports, and only so many.
 func (c *conn) accept(n ssh.NewChannel) {
-	if n.ChannelType() != "session" {
+	port := n.ChannelType() == "direct-tcpip"
+	if n.ChannelType() != "session" && !port {
 		_ = n.Reject(ssh.Prohibited, noForwarding)
 		return
 	}
 	c.mu.Lock()
 	full := c.channels >= c.g.b.Channels
-	refused := c.noMore
+	refused := c.noMore && !port
 	if !full && !refused {
 		c.channels++
 	}
@@ -99,6 +100,13 @@ func (c *conn) accept(n ssh.NewChannel) {
 	case !c.expires.IsZero() && time.Now().After(c.expires):
 		c.release()
 		_ = n.Reject(ssh.Prohibited, "your certificate has expired: handrail login")
+		return
+	}
+	if port {
+		go func() {
+			defer c.release()
+			c.forward(n)
+		}()
 		return
 	}
 	ch, requests, err := n.Accept()

@@ -146,7 +146,11 @@ func TestOfAThousandChannelsTenAreOpen(t *testing.T) {
 	if len(open) != 10 {
 		t.Errorf("%d channels are open", len(open))
 	}
-	for _, kind := range []string{"direct-tcpip", "x11", "auth-agent@openssh.com", strings.Repeat("x", 100_000)} {
+	var full *ssh.OpenChannelError // a forwarded port counts as one, too
+	if _, _, err := conn.OpenChannel("direct-tcpip", nil); !errors.As(err, &full) || full.Reason != ssh.ResourceShortage {
+		t.Errorf("direct-tcpip: %v", err)
+	}
+	for _, kind := range []string{"forwarded-tcpip", "x11", "auth-agent@openssh.com", strings.Repeat("x", 100_000)} {
 		var refused *ssh.OpenChannelError
 		if _, _, err := conn.OpenChannel(kind, nil); !errors.As(err, &refused) || refused.Reason != ssh.Prohibited {
 			t.Errorf("%.20s: %v", kind, err)

@@ -1,6 +1,6 @@
 // Package sshgate lets stock SSH clients in: ssh, scp, sftp, rsync, git. It ends
 // the SSH itself; there is no second SSH hop, and no port, agent or X11
-// forwarding round the recorder.
+// forwarding round the recorder: a forwarded port is a recorded session too.
 //
 // The user part says where to and how: `ssh HOST@gateway` reads, `ssh
 // HOST+write@gateway` writes and needs a grant. Who somebody is comes from

@@ -29,6 +29,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 const origin = "test.handrail.internal/log"
@@ -37,6 +38,11 @@ const origin = "test.handrail.internal/log"
 type grants struct {
 	mu    sync.Mutex
 	force map[string]doorway.GrantInForce
+}
+
+func (g *grants) Forwarding(q store.Queryer, person, host, destination string, now time.Time) (doorway.GrantInForce, bool, error) {
+	f, ok, err := g.Active(q, person, host, now)
+	return f, ok && wire.ForwardAllowed(f.Forwards, destination), err
 }
 
 func (g *grants) Active(_ store.Queryer, person, host string, _ time.Time) (doorway.GrantInForce, bool, error) {

@@ -72,7 +72,8 @@ type GrantInForce struct {
 	Kind          string // routine, elevated, break-glass
 	Account       string // "": the one that policy names
 	Sudo, Root    bool
-	Expires       int64 // µs
+	Forwards      []string // destinations of forwarded ports
+	Expires       int64    // µs
 	BuddyRequired bool
 	Reason        string
 	Authority     wire.Authority // the request and everybody's signatures over it

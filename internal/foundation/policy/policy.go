@@ -34,6 +34,7 @@ type Context struct {
 	GrantActive          bool
 	GrantKind            string
 	Sudo, Root           bool
+	Forward              bool // asks for forwarded ports
 	Bootstrap            bool
 	OwesReview           bool // of a break-glass, past its date
 	BuddyPresent         bool
@@ -252,7 +253,7 @@ func (c *cache) context(from Context) cedar.Record {
 	}
 	made := cedar.NewRecord(cedar.RecordMap{
 		"level": cedar.String(from.Level), "grant": cedar.Boolean(from.GrantActive), "grantKind": cedar.String(from.GrantKind),
-		"sudo": cedar.Boolean(from.Sudo), "root": cedar.Boolean(from.Root), "bootstrap": cedar.Boolean(from.Bootstrap),
+		"sudo": cedar.Boolean(from.Sudo), "root": cedar.Boolean(from.Root), "forward": cedar.Boolean(from.Forward), "bootstrap": cedar.Boolean(from.Bootstrap),
 		"owesReview": cedar.Boolean(from.OwesReview), "buddy": cedar.Boolean(from.BuddyPresent),
 		"floorOK": cedar.Boolean(from.FloorOK), "own": cedar.Boolean(from.Self),
 		"credentialHours": cedar.Long(from.AgeOfCredentialHours), "inspect": cedar.String(from.Inspect),

@@ -320,7 +320,7 @@ func random(r *rand.Rand) Query {
 		},
 		Action: pick(append(Verbs(), "", "sessions.Open", "hosts.destroy")...),
 		Context: Context{
-			Level: pick("read", "write", "", "WRITE", "root"), GrantActive: flip(), GrantKind: pick("", "elevated", "break-glass"), Sudo: flip(), Root: flip(),
+			Level: pick("read", "write", "", "WRITE", "root"), GrantActive: flip(), GrantKind: pick("", "elevated", "break-glass"), Sudo: flip(), Root: flip(), Forward: flip(),
 			Bootstrap: flip(), OwesReview: flip(), BuddyPresent: flip(), FloorOK: flip(), Self: flip(), AgeOfCredentialHours: r.Int64N(100) - 10,
 		},
 	}

@@ -29,9 +29,10 @@ const (
 
 // Kinds of session.
 const (
-	SessionShell = "shell"
-	SessionExec  = "exec"
-	SessionSFTP  = "sftp"
+	SessionShell   = "shell"
+	SessionExec    = "exec"
+	SessionSFTP    = "sftp"
+	SessionForward = "forward" // write only: the command is the destination, see ForwardDestination
 )
 
 // Floors: how much of the read-only sandbox a host can keep.
@@ -230,8 +231,10 @@ func (s SessionSpec) check() error {
 		return bad("bad person name")
 	case s.Level != LevelRead && s.Level != LevelWrite:
 		return bad("bad level")
-	case s.Kind != SessionShell && s.Kind != SessionExec && s.Kind != SessionSFTP:
+	case s.Kind != SessionShell && s.Kind != SessionExec && s.Kind != SessionSFTP && s.Kind != SessionForward:
 		return bad("bad kind")
+	case s.Kind == SessionForward && (s.Level != LevelWrite || s.PTY || !isDestination(s.Command)):
+		return bad("no forwarded port")
 	case s.Kind == SessionExec && s.Command == "":
 		return bad("no command")
 	case s.Level == LevelRead && (s.Account != "" || s.Sudo || s.Root):

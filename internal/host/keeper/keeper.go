@@ -5,7 +5,7 @@
 //	warden ── control socket ──▶ keeper ◀── session socket ── link ══ server
 //	          spec, stop, pause    │          frames both ways
 //	          ◀── started, ended   ▼
-//	                            sandbox ▶ shell, command or sftp server
+//	                            sandbox ▶ shell, command, sftp server or forwarded port
 //
 // What must stay true:
 //
@@ -31,8 +31,9 @@ import (
 
 // Names by which this executable knows, from argv[0], what it is to be.
 const (
-	Arg0     = "handrail-keeper"
-	Arg0SFTP = "handrail-sftp"
+	Arg0        = "handrail-keeper"
+	Arg0SFTP    = "handrail-sftp"
+	Arg0Forward = "handrail-forward"
 )
 
 // File descriptors that a keeper is born with.
@@ -103,7 +104,7 @@ type Ended struct {
 }
 
 // Main returns at once unless this process was started as a keeper, as the
-// first stage of a sandbox, or as the sftp server inside one: then it does
+// first stage of a sandbox, or as a server inside one: then it does
 // that work and never returns. It is the first call in main, and in TestMain
 // of packages that start sessions.
 func Main() {
@@ -117,6 +118,8 @@ func Main() {
 		os.Exit(run())
 	case Arg0SFTP:
 		os.Exit(serveSFTP())
+	case Arg0Forward:
+		os.Exit(serveForward())
 	case entrance.Arg0:
 		entrance.Serve()
 	}

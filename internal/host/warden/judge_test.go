@@ -682,6 +682,23 @@ func TestAHostCanDemandTheApproversOwnSignatures(t *testing.T) {
 	}
 }
 
+func TestAForwardedPortIsOneThatWasAgreedTo(t *testing.T) {
+	r := request{Person: "p-ada00001", Forwards: []string{"127.0.0.1:5432"}, ForMS: 600_000}
+	r.Targets = append(r.Targets, struct {
+		ID string `json:"id"`
+	}{"h-00000001"})
+	p := wire.OrderPayload{Node: "h-00000001", Session: &wire.SessionSpec{Person: "p-ada00001", Kind: wire.SessionForward, Command: "127.0.0.1:5432", RemainingMS: 1}}
+	if !r.covers(p) {
+		t.Error("the port that was agreed to is refused")
+	}
+	if p.Session.Command = "127.0.0.1:5433"; r.covers(p) {
+		t.Error("another port is let through")
+	}
+	if p.Session.Kind = wire.SessionShell; !r.covers(p) {
+		t.Error("a shell is refused for its command's sake")
+	}
+}
+
 func TestAnEventReachesEveryoneWhoWaits(t *testing.T) {
 	q := newEvents()
 	got := make(chan *wire.Event, 2)

@@ -138,9 +138,10 @@ type request struct {
 	Targets []struct {
 		ID string `json:"id"`
 	} `json:"targets"`
-	Sudo  bool  `json:"sudo"`
-	Root  bool  `json:"root"`
-	ForMS int64 `json:"for_ms"`
+	Sudo     bool     `json:"sudo"`
+	Root     bool     `json:"root"`
+	Forwards []string `json:"forwards"`
+	ForMS    int64    `json:"for_ms"`
 }
 
 func (r request) covers(p wire.OrderPayload) bool {
@@ -149,7 +150,8 @@ func (r request) covers(p wire.OrderPayload) bool {
 	for _, t := range r.Targets {
 		here = here || t.ID == p.Node
 	}
-	return here && r.Person == s.Person && (r.Sudo || !s.Sudo) && (r.Root || !s.Root) && s.RemainingMS <= r.ForMS
+	return here && r.Person == s.Person && (r.Sudo || !s.Sudo) && (r.Root || !s.Root) &&
+		(s.Kind != wire.SessionForward || wire.ForwardAllowed(r.Forwards, s.Command)) && s.RemainingMS <= r.ForMS
 }
 
 // checkAuthority counts the approvers of this host who signed the request, and

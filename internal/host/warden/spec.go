@@ -77,6 +77,8 @@ func (s *sessions) specOf(a accepted, l *live) (keeper.Spec, error) {
 		b.Command = []string{shellOf(b), "-c", o.Command}
 	case wire.SessionSFTP:
 		b.Command, b.Self = []string{keeper.Arg0SFTP, o.Level}, true
+	case wire.SessionForward:
+		b.Command, b.Self = []string{keeper.Arg0Forward, o.Command}, true
 	}
 	b.Env = envOf(o, a.left)
 	k.Sandbox, k.Journal = b, a.journal

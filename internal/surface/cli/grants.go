@@ -86,6 +86,7 @@ func (t *tool) grantView(g *v1.Grant) *sheet {
 	s.toned("state", strings.TrimSpace(g.GetState()+" "+g.GetEndedWhy()), stateTone[g.GetState()])
 	s.put("person", g.GetPersonName())
 	s.put("hosts", fmt.Sprintf("%d: %s", len(g.GetTargets()), hostList(g.GetTargets())))
+	s.put("forwards", strings.Join(g.GetForwards(), ", "))
 	s.put("as", accountOf(g)).put("reason", g.GetReason()).put("ticket", g.GetTicket())
 	s.put("for", lasting(g.GetAskedFor())).put("asked", t.full(g.GetRequested()))
 	s.wide("starts", t.full(g.GetStarts()))

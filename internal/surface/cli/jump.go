@@ -78,6 +78,7 @@ the sessions that you have: it lets you open new ones with --write.`
 	c.Flags().StringVar(&span, "for", "30m", "how long, from the approval on")
 	c.Flags().BoolVar(&r.Sudo, "sudo", false, "ask for sudo too")
 	c.Flags().BoolVar(&r.Root, "root", false, "ask to be root")
+	c.Flags().StringSliceVar(&r.Forwards, "forward", nil, "a port to reach from the host: address:port, or address:* (may be repeated)")
 	c.Flags().StringVar(&r.Account, "account", "", "the account to use, instead of the one that policy names")
 	c.Flags().BoolVar(&wait, "wait", false, "wait until it is approved or denied")
 	return c
@@ -261,6 +262,7 @@ func (t *tool) breakGlassCommand() *cobra.Command {
 	c.Flags().StringVar(&r.Reason, "reason", "", "why; everybody reads it, the ledger keeps it")
 	c.Flags().BoolVar(&r.Sudo, "sudo", false, "with sudo")
 	c.Flags().BoolVar(&r.Root, "root", false, "as root")
+	c.Flags().StringSliceVar(&r.Forwards, "forward", nil, "a port to reach from the host: address:port, or address:*")
 	return c
 }
 

@@ -36,10 +36,11 @@ type signedGrant struct {
 		Environment string `json:"environment"`
 		Server      bool   `json:"server"`
 	} `json:"targets"`
-	Account string `json:"account"`
-	Sudo    bool   `json:"sudo"`
-	Root    bool   `json:"root"`
-	ForMS   int64  `json:"for_ms"`
+	Account  string   `json:"account"`
+	Sudo     bool     `json:"sudo"`
+	Root     bool     `json:"root"`
+	Forwards []string `json:"forwards"`
+	ForMS    int64    `json:"for_ms"`
 }
 
 // signing says what the signature will be over, or why there must be none.
@@ -62,6 +63,9 @@ func signing(a *v1.Approval) (string, error) {
 		as = "root"
 	case g.Sudo:
 		as += " with sudo"
+	}
+	if len(g.Forwards) > 0 {
+		as += ", with ports forwarded to " + strings.Join(g.Forwards, ", ") + ","
 	}
 	var hosts []string
 	for _, t := range g.Targets {

@@ -84,7 +84,7 @@ func (s grants) get(ctx context.Context, id string) (*handrailv1.Grant, error) {
 
 func (s grants) Elevate(ctx context.Context, r *handrailv1.ElevateRequest) (*handrailv1.ElevateResponse, error) {
 	asked, err := s.d.Access.Elevate(ctx, access.Ask{
-		Hosts: r.Hosts, Reason: r.Reason, Ticket: r.Ticket, For: r.For.AsDuration(), Sudo: r.Sudo, Root: r.Root,
+		Hosts: r.Hosts, Reason: r.Reason, Ticket: r.Ticket, For: r.For.AsDuration(), Sudo: r.Sudo, Root: r.Root, Forwards: r.Forwards,
 		Account: r.Account, RequestID: r.RequestId, Signature: approval.Evidence{DeviceSignature: r.Signature},
 	})
 	if err != nil {
@@ -98,7 +98,7 @@ func (s grants) Elevate(ctx context.Context, r *handrailv1.ElevateRequest) (*han
 
 func (s grants) BreakGlass(ctx context.Context, r *handrailv1.BreakGlassRequest) (*handrailv1.BreakGlassResponse, error) {
 	asked, err := s.d.Access.BreakGlass(ctx, access.Ask{
-		Hosts: r.Hosts, Reason: r.Reason, RequestID: r.RequestId, Sudo: r.Sudo, Root: r.Root,
+		Hosts: r.Hosts, Reason: r.Reason, RequestID: r.RequestId, Sudo: r.Sudo, Root: r.Root, Forwards: r.Forwards,
 	})
 	if err != nil {
 		return nil, err
@@ -174,7 +174,7 @@ func grantMessage(g access.Grant, names *names) *handrailv1.Grant {
 		Targets: each(g.Targets, func(t access.Target) *handrailv1.GrantTarget {
 			return &handrailv1.GrantTarget{Id: t.ID, Name: t.Name, Environment: t.Environment, Scope: t.Scope, Server: t.Server}
 		}),
-		Account: g.Account, Sudo: g.Sudo, Root: g.Root, Reason: g.Reason, Ticket: g.Ticket,
+		Account: g.Account, Sudo: g.Sudo, Root: g.Root, Forwards: g.Forwards, Reason: g.Reason, Ticket: g.Ticket,
 		AskedFor: durationpb.New(g.AskedFor.Round(time.Second)), Requested: stamp(g.Requested), Starts: stamp(g.Starts),
 		Expires: stamp(g.Expires), Approval: g.Approval, BuddyRequired: g.BuddyRequired, RatifyBy: stamp(g.RatifyBy),
 		ReviewBy: stamp(g.ReviewBy), CannotContain: g.CannotContain(),

@@ -392,6 +392,9 @@ func opened(s *said) string {
 	if p.Kind == wire.SessionExec {
 		return s.who() + " ran a command" + s.on() + ", " + level + because(p.Command)
 	}
+	if p.Kind == wire.SessionForward {
+		return s.who() + " reached " + p.Command + " by a forwarded port" + s.on() + ", " + level
+	}
 	return s.who() + " opened a " + p.Kind + s.on() + ", " + level
 }
 

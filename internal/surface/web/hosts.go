@@ -117,7 +117,7 @@ func (s *site) elevate(v *visit) error {
 	}
 	got, err := s.grants.Elevate(v.ctx, &v1.ElevateRequest{
 		Hosts: []string{host}, Reason: v.form("reason"), Ticket: v.form("ticket"), For: durationpb.New(length),
-		Sudo: v.form("power") == "sudo", Root: v.form("power") == "root", RequestId: v.form("request"),
+		Sudo: v.form("power") == "sudo", Root: v.form("power") == "root", Forwards: words(v.form("forwards")), RequestId: v.form("request"),
 	})
 	if err != nil {
 		return err

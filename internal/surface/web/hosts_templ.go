@@ -1452,7 +1452,7 @@ func elevateForm(x hostView) templ.Component {
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 106, "\" class=\"stack\"><input type=\"hidden\" name=\"request\" value=\"\" data-random> <label class=\"field\"><span>Reason</span><textarea name=\"reason\" rows=\"2\" required maxlength=\"2000\" placeholder=\"What is wrong, and what you will do about it\"></textarea></label><div class=\"pair\"><label class=\"field\"><span>Ticket <i>(optional)</i></span><input name=\"ticket\" autocomplete=\"off\" spellcheck=\"false\" placeholder=\"OPS-7\"></label> <label class=\"field\"><span>For</span> <select name=\"for\"><option value=\"15m\">15 minutes</option><option value=\"30m\" selected>30 minutes</option><option value=\"1h\">1 hour</option><option value=\"2h\">2 hours</option><option value=\"4h\">4 hours</option></select></label></div>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 106, "\" class=\"stack\"><input type=\"hidden\" name=\"request\" value=\"\" data-random> <label class=\"field\"><span>Reason</span><textarea name=\"reason\" rows=\"2\" required maxlength=\"2000\" placeholder=\"What is wrong, and what you will do about it\"></textarea></label><div class=\"pair\"><label class=\"field\"><span>Ticket <i>(optional)</i></span><input name=\"ticket\" autocomplete=\"off\" spellcheck=\"false\" placeholder=\"OPS-7\"></label> <label class=\"field\"><span>For</span> <select name=\"for\"><option value=\"15m\">15 minutes</option><option value=\"30m\" selected>30 minutes</option><option value=\"1h\">1 hour</option><option value=\"2h\">2 hours</option><option value=\"4h\">4 hours</option></select></label></div><label class=\"field\"><span>Ports to forward <i>(optional)</i></span><input name=\"forwards\" autocomplete=\"off\" spellcheck=\"false\" placeholder=\"127.0.0.1:5432, db.internal:*\"></label>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
@@ -1533,7 +1533,7 @@ func glassForm(x hostView) templ.Component {
 		var templ_7745c5c3_Var65 templ.SafeURL
 		templ_7745c5c3_Var65, templ_7745c5c3_Err = templ.JoinURLErrs(templ.SafeURL("/hosts/" + x.Host.Name + "/break-glass"))
 		if templ_7745c5c3_Err != nil {
-			return templ.Error{Err: templ_7745c5c3_Err, FileName: `hosts.templ`, Line: 335, Col: 85}
+			return templ.Error{Err: templ_7745c5c3_Err, FileName: `hosts.templ`, Line: 336, Col: 85}
 		}
 		_, templ_7745c5c3_Err = templ_7745c5c3_Buffer.WriteString(templ.EscapeString(templ_7745c5c3_Var65))
 		if templ_7745c5c3_Err != nil {
@@ -1554,7 +1554,7 @@ func glassForm(x hostView) templ.Component {
 		var templ_7745c5c3_Var66 string
 		templ_7745c5c3_Var66, templ_7745c5c3_Err = templ.JoinStringErrs(x.Host.Name)
 		if templ_7745c5c3_Err != nil {
-			return templ.Error{Err: templ_7745c5c3_Err, FileName: `hosts.templ`, Line: 340, Col: 53}
+			return templ.Error{Err: templ_7745c5c3_Err, FileName: `hosts.templ`, Line: 341, Col: 53}
 		}
 		_, templ_7745c5c3_Err = templ_7745c5c3_Buffer.WriteString(templ.EscapeString(templ_7745c5c3_Var66))
 		if templ_7745c5c3_Err != nil {
@@ -1567,7 +1567,7 @@ func glassForm(x hostView) templ.Component {
 		var templ_7745c5c3_Var67 string
 		templ_7745c5c3_Var67, templ_7745c5c3_Err = templ.JoinStringErrs(quoteRegexp(x.Host.Name))
 		if templ_7745c5c3_Err != nil {
-			return templ.Error{Err: templ_7745c5c3_Err, FileName: `hosts.templ`, Line: 340, Col: 142}
+			return templ.Error{Err: templ_7745c5c3_Err, FileName: `hosts.templ`, Line: 341, Col: 142}
 		}
 		_, templ_7745c5c3_Err = templ_7745c5c3_Buffer.WriteString(templ.EscapeString(templ_7745c5c3_Var67))
 		if templ_7745c5c3_Err != nil {
