@@ -12,6 +12,7 @@ help: ## print these verbs
 build: ## build bin/handrail and bin/handrail-node
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/handrail ./cmd/handrail-node
+	@$(BIN) carry bin/handrail-node
 
 .PHONY: run
 run: build ## build and start everything on this machine, no configuration

@@ -117,7 +117,7 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		return role.RunNode(ctx, o.data, at, version(), os.Stderr, log)
+		return role.RunNode(ctx, o.data, role.Node{Entrance: at, Version: version()}, os.Stderr, log)
 	}
 	return fault.New(fault.Invalid, "cannot do %q", args[0]).WithHint("handrail-node help")
 }

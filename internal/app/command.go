@@ -22,7 +22,7 @@ func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{
 		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), storeCommand(), backupCommand(version), restoreCommand(), doctorCommand(), configCommand(),
 		serverCommand(version), witnessCommand(), serverRoleCommand(version), halfCommand("warden", "root", version), halfCommand("link", "network", version),
-		visitCommand(version), stayCommand(),
+		visitCommand(version), stayCommand(), carryCommand(),
 	}
 }
 
@@ -305,7 +305,9 @@ func nodeCommand(version string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return role.RunNode(cmd.Context(), dir, at, version, cmd.ErrOrStderr(), logger())
+			n, release := nodeOf(at, version)
+			defer release()
+			return role.RunNode(cmd.Context(), dir, n, cmd.ErrOrStderr(), logger())
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", "", "folder of the node's data")

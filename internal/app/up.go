@@ -203,6 +203,11 @@ func (s *supervisor) run(ctx context.Context) error {
 		server.Stop()
 		node.Stop()
 	}()
+	unpacked := make(chan role.Node, 1) // while the server starts
+	go func() {
+		n, _ := nodeOf(s.entrance(), s.c.Version) // held until this process ends
+		unpacked <- n
+	}()
 	if err := server.Start(ctx, serverRole); err != nil {
 		return err
 	}
@@ -210,7 +215,8 @@ func (s *supervisor) run(ctx context.Context) error {
 		if err := s.joinSelf(ctx); err != nil {
 			return err
 		}
-		if s.madeAccount, err = node.StartNode(ctx, s.report, s.entrance()); err != nil {
+		n := <-unpacked
+		if s.madeAccount, err = node.StartNode(ctx, s.report, n); err != nil {
 			return err
 		}
 	}

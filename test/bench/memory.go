@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -175,7 +176,7 @@ func split(now, before []int, binary string) (ours, theirs []int) {
 			continue
 		}
 		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		if exe == binary || exe == "/" || filepath.Base(exe) == filepath.Base(binary) {
+		if exe == binary || exe == "/" || strings.HasPrefix(exe, "/memfd:handrail") || filepath.Base(exe) == filepath.Base(binary) {
 			ours = append(ours, pid)
 		} else {
 			theirs = append(theirs, pid)

@@ -104,3 +104,26 @@ func memoryOf(pids ...int) memory {
 	}
 	return m
 }
+
+// ticks are what the kernel counts processor time in (USER_HZ).
+const ticks = 100
+
+// processor is how much of it processes have had, in milliseconds, with those
+// of their children that have ended.
+func processor(pids ...int) (ms float64) {
+	for _, pid := range pids {
+		text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err != nil {
+			continue
+		}
+		f := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		if len(f) < 15 {
+			continue
+		}
+		for _, n := range f[11:15] { // utime, stime, cutime, cstime
+			v, _ := strconv.ParseFloat(n, 64)
+			ms += v * 1000 / ticks
+		}
+	}
+	return ms
+}

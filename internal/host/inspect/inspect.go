@@ -63,6 +63,7 @@ type Order struct {
 	UID    uint32           `json:"uid"`    // a number that nobody has; 0: this process stays who it is
 	Cgroup string           `json:"cgroup"` // name; "" where there is none
 	Hide   []string         `json:"hide"`   // handrail's own folders
+	Kin    []File           `json:"kin"`    // handrail's programs beside this one
 }
 
 // plan is what prepare found out, and what look does.
@@ -79,6 +80,8 @@ type plan struct {
 	Kind       string           `json:"kind,omitempty"` // of the fault that ends it
 	Error      string           `json:"error,omitempty"`
 	Hint       string           `json:"hint,omitempty"`
+
+	kin []File
 }
 
 // Bounds of one look.
@@ -133,7 +136,7 @@ func prepare() error {
 			return err
 		}
 	}
-	p := plan{Spec: o.Spec, Weak: os.Geteuid() != 0 || o.UID == 0}
+	p := plan{Spec: o.Spec, Weak: os.Geteuid() != 0 || o.UID == 0, kin: o.Kin}
 	var pidfd int
 	if pidfd, err = p.resolve(); err != nil {
 		f := fault.From(err)

@@ -53,7 +53,7 @@ func pair(t *testing.T) (a, b *os.File) {
 	return os.NewFile(uintptr(fds[0]), "a"), os.NewFile(uintptr(fds[1]), "b")
 }
 
-func begin(t *testing.T, s wire.InspectSpec) *asked {
+func begin(t *testing.T, s wire.InspectSpec, kin ...File) *asked {
 	t.Helper()
 	mine, theirs := pair(t)
 	far, near := pair(t)
@@ -64,7 +64,7 @@ func begin(t *testing.T, s wire.InspectSpec) *asked {
 	if s.PauseMS == 0 {
 		s.PauseMS = 5000
 	}
-	o := Order{Spec: s}
+	o := Order{Spec: s, Kin: kin}
 	if os.Geteuid() == 0 {
 		o.UID = lookUID
 	}
@@ -113,9 +113,9 @@ func (q *asked) records(t *testing.T) (out []wire.InspectRecord) {
 	}
 }
 
-func lookAt(t *testing.T, s wire.InspectSpec) ([]wire.InspectRecord, wire.InspectEnd, string) {
+func lookAt(t *testing.T, s wire.InspectSpec, kin ...File) ([]wire.InspectRecord, wire.InspectEnd, string) {
 	t.Helper()
-	q := begin(t, s)
+	q := begin(t, s, kin...)
 	all := q.records(t)
 	if len(all) == 0 || all[len(all)-1].End == nil {
 		t.Fatalf("the answer has no end: %s", q.raw)

@@ -1,7 +1,7 @@
 package inspect
 
 import (
-	"os"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,7 +132,7 @@ func topmost(of []process) []process {
 // hold takes a hold on the process by which it cannot be mistaken for a later
 // one of the same number, and finds its runtime.
 func (p *plan) hold(q process) (int, error) {
-	if own(q) && p.Spec.What != wire.InspectTop && p.Spec.What != wire.InspectPorts && p.Spec.What != wire.InspectJournal {
+	if own(q, p.kin) && p.Spec.What != wire.InspectTop && p.Spec.What != wire.InspectPorts && p.Spec.What != wire.InspectJournal {
 		return -1, fault.New(fault.Denied, "cannot look into process %d: it is handrail's own", q.PID).WithHint("handrail inspect HOST top %d", q.PID)
 	}
 	pidfd, err := unix.PidfdOpen(q.PID, 0)
@@ -155,14 +155,41 @@ func (p *plan) hold(q process) (int, error) {
 }
 
 // own says whether a process is a part of handrail: what it holds is the keys
-// of production.
-func own(q process) bool {
-	mine, err := os.Stat("/proc/self/exe")
+// of production. The node's program may be another than the server's, which is
+// among kin then.
+func own(q process, kin []File) bool {
+	mine, err := FileAt("/proc/self/exe")
 	if err != nil {
 		return true
 	}
-	its, err := os.Stat(procPath(q.PID, "exe"))
-	return err == nil && os.SameFile(mine, its)
+	its, err := FileAt(procPath(q.PID, "exe"))
+	return err == nil && (its == mine || slices.Contains(kin, its))
+}
+
+// File is one file of the host, whatever its name.
+type File struct {
+	Dev uint64 `json:"dev"`
+	Ino uint64 `json:"ino"`
+}
+
+// FileAt is the file that a path leads to.
+func FileAt(path string) (File, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return File{}, err
+	}
+	return File{uint64(st.Dev), st.Ino}, nil
+}
+
+// String is the file for an argument.
+func (f File) String() string { return fmt.Sprintf("%d:%d", f.Dev, f.Ino) }
+
+// ParseFile reads what String wrote.
+func ParseFile(s string) (f File, err error) {
+	if n, err := fmt.Sscanf(s, "%d:%d", &f.Dev, &f.Ino); n != 2 || err != nil || f.String() != s {
+		return File{}, fault.New(fault.Invalid, "cannot read %q as a file's numbers", s)
+	}
+	return f, nil
 }
 
 // runtimeOf is told from the names of what a process has mapped. It decides

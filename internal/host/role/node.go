@@ -13,6 +13,7 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/inspect"
 	"handrail.dev/handrail/internal/host/link"
 	"handrail.dev/handrail/internal/host/sandbox"
 	"handrail.dev/handrail/internal/host/warden"
@@ -49,8 +50,19 @@ func (p Place) Join(ctx context.Context, token string, o link.JoinOptions) (link
 	return joined, warden.SetPin(p.At(wardenName), warden.Pin{Node: joined.Node, RootHash: joined.RootHash, Bundle: joined.Bundle})
 }
 
+// Node is how a node is run.
+type Node struct {
+	// Entrance is where people with vouchers come in while no server answers;
+	// "" is nowhere.
+	Entrance string
+	Version  string
+	// Program is a file with the node's roles and nothing else; "" is this very
+	// program, which may hold much that a node never needs.
+	Program string
+}
+
 // RunNode runs the node of a machine that has joined until ctx ends.
-func RunNode(ctx context.Context, dir, entrance, version string, out io.Writer, log *slog.Logger) error {
+func RunNode(ctx context.Context, dir string, n Node, out io.Writer, log *slog.Logger) error {
 	if !link.IsJoined(Place{Dir: dir}.At(linkName)) {
 		return fault.New(fault.NotFound, "cannot run a node: this machine has not joined").
 			WithHint("handrail host invite (on the server), then here: %s join --data %s", programName(), dir)
@@ -64,13 +76,13 @@ func RunNode(ctx context.Context, dir, entrance, version string, out io.Writer, 
 		return err
 	}
 	defer lock.Close()
-	if err := lock.Say(Running{PID: os.Getpid(), Version: version}); err != nil {
+	if err := lock.Say(Running{PID: os.Getpid(), Version: n.Version}); err != nil {
 		return err
 	}
 	report := sandbox.Probe(ctx, []string{dir})
 	w := NewWatch(p, out, os.Stderr, log)
 	defer w.Stop()
-	if _, err := w.StartNode(ctx, report, entrance); err != nil {
+	if _, err := w.StartNode(ctx, report, n); err != nil {
 		return err
 	}
 	fmt.Fprintln(out, p.ModeLine(report))
@@ -86,23 +98,24 @@ func programName() string {
 
 // StartNode starts the warden, then the link. It says whether it made the
 // account for write sessions.
-//
-// entrance is where people with vouchers come in while no server answers; ""
-// is nowhere.
-func (w *Watch) StartNode(ctx context.Context, report sandbox.Report, entrance string) (madeAccount bool, err error) {
+func (w *Watch) StartNode(ctx context.Context, report sandbox.Report, n Node) (madeAccount bool, err error) {
 	p, mode := w.place, w.place.Mode(report)
 	if mode == wire.ModeRoot {
 		if madeAccount, err = warden.ProvideWriteAccount(ctx); err != nil {
 			w.log.Warn("write sessions may lack their account", "error", err)
 		}
 	}
-	err = w.Start(ctx, Role{Name: wardenName, Account: os.Geteuid(), Args: []string{
-		wardenName, "--data", p.At(wardenName), "--socket", p.At("run", wardenName, "warden.sock"), "--link-uid", strconv.Itoa(p.Link),
+	args := []string{
+		wardenName, "--version", n.Version, "--data", p.At(wardenName), "--socket", p.At("run", wardenName, "warden.sock"), "--link-uid", strconv.Itoa(p.Link),
 		"--hide", p.Dir, "--trial=" + strconv.FormatBool(mode != wire.ModeRoot),
-	}})
+	}
+	if kin, kerr := inspect.FileAt(Program); kerr == nil {
+		args = append(args, "--kin", kin.String())
+	}
+	err = w.Start(ctx, Role{Name: wardenName, Program: n.Program, Account: os.Geteuid(), Args: args})
 	if err == nil {
-		err = w.Start(ctx, Role{Name: linkName, Account: p.Link, Args: []string{
-			linkName, "--data", p.Seen(p.Link, linkName), "--socket", p.Seen(p.Link, "run", wardenName, "warden.sock"), "--entrance", entrance,
+		err = w.Start(ctx, Role{Name: linkName, Program: n.Program, Account: p.Link, Args: []string{
+			linkName, "--version", n.Version, "--data", p.Seen(p.Link, linkName), "--socket", p.Seen(p.Link, "run", wardenName, "warden.sock"), "--entrance", n.Entrance,
 		}})
 	}
 	return madeAccount, err
@@ -114,9 +127,10 @@ func IsHalf(name string) bool { return name == wardenName || name == linkName }
 // RunHalf is one of the node's roles, with the arguments that StartNode gives.
 func RunHalf(ctx context.Context, name string, args []string, version string, log *slog.Logger) error {
 	var dir, socket, entrance string
-	w := warden.Config{Version: version, Log: log, Confine: true, Ready: SayReady}
+	w := warden.Config{Log: log, Confine: true, Ready: SayReady}
 	fs := flag.NewFlagSet(name, flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
+	fs.StringVar(&w.Version, "version", version, "what the node says that it is")
 	fs.StringVar(&dir, "data", "", "the role's folder")
 	fs.StringVar(&socket, "socket", "", "the warden's unix socket")
 	if name == linkName {
@@ -125,6 +139,11 @@ func RunHalf(ctx context.Context, name string, args []string, version string, lo
 	if name == wardenName {
 		fs.IntVar(&w.LinkUID, "link-uid", os.Geteuid(), "account of the link")
 		fs.BoolVar(&w.Trial, "trial", false, "this node cannot be production")
+		fs.Func("kin", "file of a program that is handrail, too", func(s string) error {
+			f, err := inspect.ParseFile(s)
+			w.Kin = append(w.Kin, f)
+			return err
+		})
 		fs.Func("hide", "folder that no session may see", func(s string) error { w.Hide = append(w.Hide, s); return nil })
 	}
 	err := fs.Parse(args)
@@ -138,7 +157,7 @@ func RunHalf(ctx context.Context, name string, args []string, version string, lo
 		w.Dir, w.Socket, w.LinkGID = dir, socket, w.LinkUID
 		return warden.Run(ctx, w)
 	}
-	return link.Run(ctx, link.Config{Dir: dir, Socket: socket, Version: version, Log: log, Ready: SayReady, Entrance: entrance})
+	return link.Run(ctx, link.Config{Dir: dir, Socket: socket, Version: w.Version, Log: log, Ready: SayReady, Entrance: entrance})
 }
 
 // DefaultEntrance is where people with vouchers come in unless somebody says

@@ -30,6 +30,7 @@ import (
 // Role is one process of this program.
 type Role struct {
 	Name    string
+	Program string // file to run; "": this program
 	Args    []string
 	Account int        // who it becomes, where it is not who starts it
 	Env     []string   // beside the few that every role gets
@@ -195,10 +196,15 @@ func (p *process) command() *exec.Cmd {
 	return cmd
 }
 
-// Command is this program again, as a role: under its account, which sees the
-// data folder at Seen, and with nothing of our surroundings.
+// Command is this program again, or the one that the role names: under its
+// account, which sees the data folder at Seen, and with nothing of our
+// surroundings.
 func (p Place) Command(r Role) *exec.Cmd {
-	cmd := exec.Command(Program)
+	program := r.Program
+	if program == "" {
+		program = Program
+	}
+	cmd := exec.Command(program)
 	cmd.Args = append([]string{"handrail"}, r.Args...)
 	home := os.Getenv("HOME")
 	if p.Root && r.Account != os.Geteuid() {

@@ -63,7 +63,9 @@ func restrictByLandlock(abi int, open []opening, program int, private []string) 
 		}
 	}
 	if program >= 0 {
-		if err := landlockRule(ruleset, program, (landlockRead&^unix.LANDLOCK_ACCESS_FS_READ_DIR)&handled); err != nil {
+		// A program in memory lies on no file system that Landlock rules over.
+		err := landlockRule(ruleset, program, (landlockRead&^unix.LANDLOCK_ACCESS_FS_READ_DIR)&handled)
+		if err != nil && !errors.Is(err, unix.EBADFD) {
 			return err
 		}
 	}

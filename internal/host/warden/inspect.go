@@ -84,7 +84,7 @@ func everybody(string) bool { return true }
 
 // inspect starts the brokered read of an accepted order.
 func (w *warden) inspect(_ context.Context, a accepted) (wire.SessionAnswer, *os.File, error) {
-	o := inspect.Order{Spec: *a.Inspect, Hide: w.run.hide}
+	o := inspect.Order{Spec: *a.Inspect, Hide: w.run.hide, Kin: w.c.Kin}
 	o.Spec.TimeMS = min(o.Spec.TimeMS, a.left.Milliseconds())
 	if o.Spec.TimeMS <= 0 {
 		return wire.SessionAnswer{}, nil, refuse(RuleAge, "cannot look: the order's time is over")

@@ -18,19 +18,21 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/inspect"
 	"handrail.dev/handrail/internal/host/keeper"
 	"handrail.dev/handrail/internal/host/sandbox"
 )
 
 // Config is what a warden needs to know.
 type Config struct {
-	Dir     string   // its own folder, 0700: pin, trust bundle, last checkpoint, host policy, spools
-	Socket  string   // unix socket that it makes for the link
-	LinkUID int      // the only uid that may connect
-	LinkGID int      // group of the socket
-	Hide    []string // folders of handrail on this machine that no session may see (Dir is always hidden)
-	Trial   bool     // this installation can never be production
-	Confine bool     // give up all Capabilities but those listed; not where other code runs in this process
+	Dir     string         // its own folder, 0700: pin, trust bundle, last checkpoint, host policy, spools
+	Socket  string         // unix socket that it makes for the link
+	LinkUID int            // the only uid that may connect
+	LinkGID int            // group of the socket
+	Hide    []string       // folders of handrail on this machine that no session may see (Dir is always hidden)
+	Kin     []inspect.File // programs of handrail beside this one, whose processes nobody looks at
+	Trial   bool           // this installation can never be production
+	Confine bool           // give up all Capabilities but those listed; not where other code runs in this process
 	Version string
 	Ready   func()               // called once it listens; nil: nobody asks
 	Boot    func() time.Duration // nil: CLOCK_BOOTTIME
