@@ -208,6 +208,7 @@ And one for how long payloads are kept, by action; leaves and proofs stay:
   "node.reported" = "90d"            # what is not named is kept for ever
   "inspection.*" = "400d"
 
+` + recordingsHelp + `
 At the provider, register the redirects URL/login/provider/back and
 URL/login/provider/paste, and http://127.0.0.1/handrail for commands. What the
 provider says must be in the ID token.
@@ -280,5 +281,10 @@ func explained() ([]setting, error) {
 		}
 		all = append(all, s)
 	}
-	return all, nil
+	tables, err := readSections()
+	if err != nil {
+		return nil, err
+	}
+	path, _ := configFile()
+	return append(all, tables.Recordings.explained(path)...), nil
 }

@@ -17,7 +17,8 @@ import (
 
 func (s *Server) openErasures(context.Context) error {
 	s.erasures = erasure.New(erasure.Deps{
-		Store: s.store, Door: s.door, Approvals: s.approvals, People: s.people, Policy: s.force, Log: s.c.Log,
+		Removes: func(ctx context.Context, person string) error { return s.recordings.RemovePerson(ctx, person) },
+		Store:   s.store, Door: s.door, Approvals: s.approvals, People: s.people, Policy: s.force, Log: s.c.Log,
 		Rows: erasure.Rows{
 			Holds: []erasure.Hold{
 				access.HeldTx,

@@ -124,6 +124,11 @@ func (s *Server) homeOf(r *http.Request) string {
 	if id == "" {
 		return ""
 	}
+	if r.URL.Path == "/handrail.v1.Sessions/Replay" {
+		if i, err := s.sessions.Get(r.Context(), id); err == nil && s.recordings.Archived(r.Context(), i.ID) {
+			return "" // what lies in the bucket, every server reads
+		}
+	}
 	return s.sessions.HomeOf(r.Context(), id)
 }
 

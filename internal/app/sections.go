@@ -28,10 +28,12 @@ type sections struct {
 	NATS      *natsSection        `toml:"nats"`
 	Workloads []oidc.Issuer       `toml:"workload"` // whose word on robots is taken
 	Retention retention           `toml:"retention"`
+
+	Recordings *recordingsSection `toml:"recordings"`
 }
 
 // sectionNames are the tables that there are.
-var sectionNames = []string{"oidc", "directory", "nats", "workload", "retention"}
+var sectionNames = []string{"oidc", "directory", "nats", "workload", "retention", "recordings"}
 
 // parseSections reads the tables. What it does not know is an error here too.
 func parseSections(text []byte) (sections, error) {
@@ -60,6 +62,9 @@ func parseSections(text []byte) (sections, error) {
 			return s, err
 		}
 	}
+	if err := s.Recordings.check(); err != nil {
+		return s, err
+	}
 	_, err = s.Retention.rules(time.Now())
 	return s, err
 }
@@ -86,6 +91,9 @@ func readSections() (sections, error) {
 	}
 	if err == nil {
 		err = s.NATS.complete(path)
+	}
+	if err == nil {
+		err = s.Recordings.complete(path)
 	}
 	return s, err
 }
@@ -139,13 +147,14 @@ type handed struct {
 	NATS       *natsSection        `json:"nats,omitempty"`      // with its credentials
 	Workloads  []oidc.Issuer       `json:"workloads,omitempty"`
 	Retention  retention           `json:"retention,omitempty"`
+	Recordings *recordingsSection  `json:"recordings,omitempty"` // with its secret
 }
 
 const sectionsEnv = "HANDRAIL_SECTIONS"
 
 // hand is what the supervisor puts into the environment of the server.
 func (s sections) hand() (string, error) {
-	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention}
+	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention, Recordings: s.Recordings}
 	if s.OIDC != nil {
 		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
 	}
@@ -164,5 +173,5 @@ func takeSections(text string) (sections, error) {
 	if h.OIDC != nil {
 		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
 	}
-	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention}, nil
+	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention, Recordings: h.Recordings}, nil
 }

@@ -183,7 +183,7 @@ func observations() []store.ObservationMigration {
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
 		identity.Schema(), directory.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
-		witness.Schema(), erasure.Schema(), inspect.Schema(), voucher.Schema(),
+		witness.Schema(), erasure.Schema(), recording.Schema(), inspect.Schema(), voucher.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -293,9 +293,14 @@ func (s *Server) epochs(ctx context.Context) (e fleet.Epochs, err error) {
 }
 
 func (s *Server) openSessions(ctx context.Context) (err error) {
+	archive, err := s.archive()
+	if err != nil {
+		return err
+	}
 	s.recordings, err = recording.New(recording.Deps{
 		Dir: filepath.Join(s.p.server(), "recordings"), Store: s.store, Subjects: s.ring.Subjects(), Replay: s.ring.Replay(), Log: s.c.Log,
 		Elsewhere: func(ctx context.Context) (map[string]bool, error) { return s.sessions.RecordedElsewhere(ctx) },
+		Archive:   archive,
 	})
 	if err != nil {
 		return err
@@ -439,6 +444,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "doorway", s.door.Run)
 	run(below, "fleet", s.fleet.Run)
 	run(below, "recordings", s.recordings.Run)
+	run(below, "archive of recordings", s.recordings.Keep)
 	run(below, "witnesses", s.circle.Run)
 	run(below, "erasures", s.erasures.Run)
 	run(below, "hosts without a node", s.agentless.Run)

@@ -70,7 +70,10 @@ type Deps struct {
 	People    *identity.People
 	Policy    *policy.Force
 	Rows      Rows
-	Log       *slog.Logger
+	// Removes takes away what lies outside of the database, once its keys are
+	// destroyed. It may be nil, and is asked again until it succeeds.
+	Removes func(ctx context.Context, person string) error
+	Log     *slog.Logger
 }
 
 // Erasures asks for erasures and finishes them.
@@ -366,6 +369,11 @@ func (e *Erasures) finish(ctx context.Context, r row) error {
 	}
 	if err := e.d.Store.Compact(ctx); err != nil {
 		return err
+	}
+	if e.d.Removes != nil {
+		if err := e.d.Removes(ctx, r.Person); err != nil {
+			return err
+		}
 	}
 	_, err := e.d.Store.Record(ctx, "erasure/"+r.Person, func(tx *store.Tx) ([]ledger.Entry, error) {
 		if _, err := tx.Exec(`UPDATE erasures SET finished = $1 WHERE person = $2`, tx.Now().UnixMicro(), r.Person); err != nil {

@@ -104,7 +104,7 @@ type Header struct {
 	Rows          uint16 `json:"rows,omitempty"`
 	Started       int64  `json:"started"` // µs
 	KeyCommit     []byte `json:"key_commit"`
-	KeyForSubject []byte `json:"key_for_subject"`
+	KeyForSubject []byte `json:"key_for_subject,omitempty"` // before version 3
 	KeyForReplay  []byte `json:"key_for_replay"`
 }
 

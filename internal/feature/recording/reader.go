@@ -2,6 +2,7 @@ package recording
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"io"
@@ -16,7 +17,7 @@ import (
 // Reader plays a recording back. It verifies what it reads: an event is only
 // returned if its seal opens and everything before it chains up.
 type Reader struct {
-	f     *os.File
+	f     io.ReadCloser
 	in    *bufio.Reader
 	head  Header
 	codec codec
@@ -35,17 +36,13 @@ type Reader struct {
 
 // Open opens the recording of a session for replay. The caller has been let
 // through the doorway, and the replay is an entry.
-func (r *Recordings) Open(session string) (*Reader, error) {
-	path, err := r.path(session)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.Open(path)
+func (r *Recordings) Open(ctx context.Context, session string) (*Reader, error) {
+	f, err := r.source(ctx, session)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "cannot replay session %s: it has no recording", session)
 	}
 	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot replay session %s", session)
+		return nil, err
 	}
 	rd := &Reader{f: f, in: bufio.NewReaderSize(f, 64<<10)}
 	if err := rd.begin(r, session); err != nil {
@@ -57,23 +54,15 @@ func (r *Recordings) Open(session string) (*Reader, error) {
 
 func (rd *Reader) begin(r *Recordings, session string) error {
 	head, raw, err := readHeader(rd.in)
+	if away := broken(rd.f); away != nil {
+		return away
+	}
 	if err != nil || head.Session != session {
 		return touched(session, 0)
 	}
-	key, err := r.deps.Replay.OpenReplay(head.KeyForReplay)
-	if err == nil && head.V >= 2 {
-		key, err = r.deps.Subjects.Open(head.Person, key, replayContext(session))
-	}
+	key, err := r.dataKey(head)
 	if err != nil {
-		// The replay key may have been rotated; the person's own key still opens it.
-		key, err = r.deps.Subjects.Open(head.Person, head.KeyForSubject, keyContext(session))
-	}
-	if err != nil {
-		kind := fault.Unavailable
-		if fault.KindOf(err) == fault.NotFound {
-			kind = fault.NotFound // whose session it was, was erased
-		}
-		return fault.Wrap(kind, err, "cannot replay session %s", session)
+		return err
 	}
 	if string(commitKey(key)) != string(head.KeyCommit) {
 		return touched(session, 0)
@@ -89,6 +78,29 @@ func (rd *Reader) begin(r *Recordings, session string) error {
 	rd.sum.Write(raw)
 	rd.running = sha256.Sum256(raw)
 	return nil
+}
+
+// dataKey opens the key of a recording.
+func (r *Recordings) dataKey(head Header) ([]byte, error) {
+	inner, err := r.deps.Replay.OpenReplay(head.KeyForReplay)
+	if err != nil && head.V >= 3 {
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot replay session %s without the replay key", head.Session).WithHint("put replay.key back among the server's keys")
+	}
+	key := inner
+	if err == nil && head.V >= 2 {
+		key, err = r.deps.Subjects.Open(head.Person, inner, replayContext(head.Session))
+	}
+	if err != nil && head.V < 3 {
+		key, err = r.deps.Subjects.Open(head.Person, head.KeyForSubject, keyContext(head.Session))
+	}
+	if err != nil {
+		kind := fault.Unavailable
+		if fault.KindOf(err) == fault.NotFound {
+			kind = fault.NotFound // whose session it was, was erased
+		}
+		return nil, fault.Wrap(kind, err, "cannot replay session %s", head.Session)
+	}
+	return key, nil
 }
 
 func touched(session string, piece uint64) error {
@@ -113,6 +125,9 @@ func (rd *Reader) Next() (Event, error) {
 		}
 		rec, grown, err := readRecord(rd.in, rd.buf)
 		rd.buf = grown
+		if away := broken(rd.f); away != nil {
+			return Event{}, away
+		}
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, errTorn):
 			// A live session, or a crash that nobody has recovered yet.

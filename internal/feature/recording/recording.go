@@ -40,7 +40,9 @@ const (
 )
 
 // Actions lists what this package writes to the ledger.
-func Actions() []ledger.Action { return []ledger.Action{ActionStarted, ActionChunks, ActionClosed} }
+func Actions() []ledger.Action {
+	return []ledger.Action{ActionStarted, ActionChunks, ActionClosed, ActionArchived, ActionDelayed, ActionCaughtUp, ActionRemoved}
+}
 
 // Subjects seals to the person a session is about; keyring.Subjects does it.
 type Subjects interface {
@@ -109,6 +111,8 @@ type Deps struct {
 	// Elsewhere are the sessions whose recordings lie with other servers, which
 	// verify and export them; nil is none.
 	Elsewhere func(ctx context.Context) (map[string]bool, error)
+	// Archive is where finished recordings go; nil: they stay, and none is removed.
+	Archive *Archive
 }
 
 // Ledger is the part of the store that recordings need.
@@ -132,6 +136,9 @@ type Recordings struct {
 	enc    *zstd.Encoder
 	anchor *anchor
 
+	archive *Archive
+	shared  shared
+
 	mu       sync.Mutex
 	live     map[string]*Recorder
 	reserved int64
@@ -154,6 +161,7 @@ func New(d Deps) (*Recordings, error) {
 	}
 	r := &Recordings{deps: d, bounds: d.Bounds.withDefaults(), enc: enc, live: map[string]*Recorder{}}
 	r.anchor = newAnchor(d.Store, d.Log)
+	r.archive, r.shared.kick = d.Archive, make(chan struct{}, 1)
 	return r, nil
 }
 
@@ -214,6 +222,9 @@ func (r *Recordings) Reserve() (*Reservation, error) {
 	free, err := r.free()
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot record a session")
+	}
+	if s := r.Status(); s.Limit > 0 && s.Bytes >= s.Limit {
+		return nil, fault.New(fault.Exhausted, "cannot record a session: %d MiB of recordings wait for the bucket, and no more may", s.Bytes>>20).WithHint("handrail config explain")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -295,12 +306,9 @@ func (r *Recordings) Draft(h Header) (*Draft, error) {
 	if _, err := rand.Read(key); err != nil {
 		return nil, err
 	}
-	h.V, h.KeyCommit = 2, commitKey(key)
-	var err error
-	if h.KeyForSubject, err = r.deps.Subjects.Seal(h.Person, key, keyContext(h.Session)); err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot make the key of a recording")
-	}
-	// What the replay key opens is sealed to the person too: when they are
+	h.V, h.KeyCommit = 3, commitKey(key)
+	// There is one way to the data key: the replay key, and then the person's own.
+	// Without the replay key the rest of the ring replays nothing. What the replay key opens is sealed to the person too: when they are
 	// erased, no key opens it any more, and every byte stays as it was proven.
 	inner, err := r.deps.Subjects.Seal(h.Person, key, replayContext(h.Session))
 	if err != nil {

@@ -119,7 +119,7 @@ func (s *studio) end(rec *Recorder) Closed {
 
 func (s *studio) read(session string) []Event {
 	s.t.Helper()
-	r, err := s.Open(session)
+	r, err := s.Open(s.t.Context(), session)
 	fatal(s.t, err)
 	defer r.Close()
 	var out []Event
@@ -272,7 +272,7 @@ func TestAReplayRefusesWhatWasTouched(t *testing.T) {
 		bad := bytes.Clone(raw)
 		bad[i] ^= 0x10
 		fatal(t, os.WriteFile(path, bad, 0o600))
-		r, err := s.Open(id)
+		r, err := s.Open(t.Context(), id)
 		n := 0
 		for err == nil {
 			_, err = r.Next()
@@ -404,7 +404,7 @@ func TestSeekingSkipsToTheOffset(t *testing.T) {
 	rec.start = rec.start.Add(-time.Minute) // as if a minute went by
 	fatal(t, rec.Write(Output, []byte("late")))
 	s.end(rec)
-	r, err := s.Open(id)
+	r, err := s.Open(t.Context(), id)
 	fatal(t, err)
 	defer r.Close()
 	cols, rows, err := r.SeekTo(30 * time.Second)
@@ -563,7 +563,7 @@ func FuzzReadingAFile(f *testing.F) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Skip()
 		}
-		r, err := s.Open(id)
+		r, err := s.Open(t.Context(), id)
 		for err == nil {
 			_, err = r.Next()
 		}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -26,6 +27,7 @@ type claim struct {
 	head    []byte // hash of the head
 	pieces  []claimed
 	digest  *Digest
+	removed bool
 }
 
 // claimed is one piece that the ledger knows; size 0 is a hole.
@@ -44,14 +46,23 @@ func (r *Recordings) VerifyBlobs(ctx context.Context, entries func(fn func(store
 	if err != nil {
 		return 0, nil, err
 	}
+	objects, err := r.inBucket(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
 	claims, order, findings, err := readClaims(entries)
 	if err != nil {
 		return 0, findings, err
 	}
 	for _, f := range files {
-		session := strings.TrimSuffix(filepath.Base(f), ".rec")
-		if path, err := r.path(session); err != nil || path != f || claims[session] == nil {
+		session := strings.TrimSuffix(strings.TrimSuffix(filepath.Base(f), ".rec"), ".idx")
+		if path, err := r.path(session); err != nil || path != f && indexPath(path) != f || claims[session] == nil {
 			findings = append(findings, ledger.Finding{Where: "recording " + filepath.Base(f), What: "is not in the ledger"})
+		}
+	}
+	for session := range objects {
+		if claims[session] == nil {
+			findings = append(findings, ledger.Finding{Where: "recording " + session + " in the bucket", What: "is not in the ledger"})
 		}
 	}
 	away, err := r.elsewhere(ctx)
@@ -59,17 +70,40 @@ func (r *Recordings) VerifyBlobs(ctx context.Context, entries func(fn func(store
 		return 0, findings, err
 	}
 	var checked int64
-	for _, session := range order {
-		if err := ctx.Err(); err != nil {
+	for some := range slices.Chunk(order, 200) {
+		places, err := r.places(ctx, some...)
+		if err != nil {
 			return checked, findings, err
 		}
-		if away[session] {
-			continue
+		for _, session := range some {
+			if err := ctx.Err(); err != nil {
+				return checked, findings, err
+			}
+			if away[session] && places[session].State != stateBucket {
+				continue
+			}
+			findings = append(findings, r.check(ctx, claims[session], places[session], away[session])...)
+			checked++
 		}
-		findings = append(findings, r.check(claims[session])...)
-		checked++
 	}
 	return checked, findings, nil
+}
+
+// inBucket are the sessions of which there are objects.
+func (r *Recordings) inBucket(ctx context.Context) (map[string]bool, error) {
+	if r.archive == nil || r.archive.Bucket == nil {
+		return nil, nil
+	}
+	found := map[string]bool{}
+	for o, err := range r.archive.Bucket.List(ctx, "") {
+		if err != nil {
+			return nil, err
+		}
+		if session, ok := ofPart(o.Name); ok {
+			found[session] = true
+		}
+	}
+	return found, nil
 }
 
 // elsewhere are the sessions that other servers answer for.
@@ -85,8 +119,17 @@ func readClaims(entries func(fn func(store.Recorded) error) error) (map[string]*
 	claims := map[string]*claim{}
 	var order []string
 	var findings []ledger.Finding
+	var gone []string
 	err := entries(func(e store.Recorded) error {
 		a := e.Parsed.Action
+		if a == ActionRemoved {
+			if removed, ok := payloadRemoved(e.Payload); ok {
+				gone = append(gone, removed.Sessions...)
+				return nil
+			}
+			findings = append(findings, ledger.Finding{Where: fmt.Sprintf("entry #%d", e.Seq), What: "cannot be read"})
+			return nil
+		}
 		if a != ActionStarted && a != ActionChunks && a != ActionClosed {
 			return nil
 		}
@@ -105,6 +148,11 @@ func readClaims(entries func(fn func(store.Recorded) error) error) (map[string]*
 		}
 		return nil
 	})
+	for _, session := range gone {
+		if c := claims[session]; c != nil {
+			c.removed = true
+		}
+	}
 	return claims, order, findings, err
 }
 
@@ -154,28 +202,50 @@ func (c *claim) claim(n int64, p claimed) string {
 	return ""
 }
 
-// check compares one file with its claim.
-func (r *Recordings) check(c *claim) (findings []ledger.Finding) {
-	add := func(where, format string, args ...any) {
-		findings = append(findings, ledger.Finding{Where: "recording " + c.session + where, What: fmt.Sprintf(format, args...)})
+// check compares a recording with its claim, wherever it lies: its file, and its
+// objects too where there are both.
+func (r *Recordings) check(ctx context.Context, c *claim, p place, away bool) (findings []ledger.Finding) {
+	add := func(format string, args ...any) []ledger.Finding {
+		return append(findings, ledger.Finding{Where: "recording " + c.session, What: fmt.Sprintf(format, args...)})
 	}
 	path, err := r.path(c.session)
 	if err != nil {
-		add("", "has an impossible name")
-		return findings
+		return add("has an impossible name")
 	}
 	f, err := os.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		if len(c.pieces) > 0 {
-			add("", "is missing")
-		}
+	switch {
+	case err == nil:
+		defer f.Close()
+		findings = c.compare(f)
+	case !errors.Is(err, os.ErrNotExist):
+		return add("cannot be read: %v", err)
+	case len(c.pieces) > 0 && !c.removed && p.State != stateBucket && !away:
+		return add("is missing")
+	}
+	if p.State != stateBucket || c.removed {
 		return findings
 	}
+	in, err := r.objects(ctx, p)
 	if err != nil {
-		add("", "cannot be read: %v", err)
-		return findings
+		return add("cannot be read: %v", err)
 	}
-	defer f.Close()
+	defer in.Close()
+	found := c.compare(in)
+	if err := broken(in); err != nil {
+		return add("cannot be read: %v", err)
+	}
+	for _, f := range found {
+		f.What += " (in the bucket)"
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+// compare reads a recording and says in what it is not what the ledger claims.
+func (c *claim) compare(f io.Reader) (findings []ledger.Finding) {
+	add := func(where, format string, args ...any) {
+		findings = append(findings, ledger.Finding{Where: "recording " + c.session + where, What: fmt.Sprintf(format, args...)})
+	}
 	in := bufio.NewReaderSize(f, 256<<10)
 	buf := make([]byte, 0, 128<<10)
 	for n, p := range c.pieces {
@@ -241,32 +311,37 @@ func (r *Recordings) ExportBlobs(ctx context.Context, entries func(fn func(store
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if away[session] {
-			continue
-		}
-		if err := r.exportOne(claims[session], put); err != nil {
+		if err := r.exportOne(ctx, claims[session], away[session], put); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *Recordings) exportOne(c *claim, put func(hash string, body io.Reader) error) error {
-	path, err := r.path(c.session)
-	if err != nil || len(c.pieces) == 0 {
+func (r *Recordings) exportOne(ctx context.Context, c *claim, away bool, put func(hash string, body io.Reader) error) error {
+	if len(c.pieces) == 0 || c.removed {
 		return nil
 	}
-	f, err := os.Open(path)
+	f, err := r.source(ctx, c.session)
+	if away && errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot export the recording of session %s", c.session)
 	}
 	defer f.Close()
-	var at int64
 	for _, p := range c.pieces {
-		if err := put(p.hash, io.NewSectionReader(f, at, p.size)); err != nil {
+		piece := io.LimitReader(f, p.size)
+		if err := put(p.hash, piece); err != nil {
 			return err
 		}
-		at += p.size
+		// What put has not read, because it had that piece, is passed over.
+		if _, err := io.Copy(io.Discard, piece); err != nil {
+			return fault.Wrap(fault.Unavailable, err, "cannot export the recording of session %s", c.session)
+		}
+		if err := broken(f); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ func TestOutputIsInTheRecordingBeforeItsOwnerSeesIt(t *testing.T) {
 	fatal(t, l.Own(blocked))
 	node.says("secret plan")
 	eventually(t, "it is recorded", func() bool {
-		r, err := w.recordings.Open(l.ID())
+		r, err := w.recordings.Open(t.Context(), l.ID())
 		if err != nil {
 			return false
 		}

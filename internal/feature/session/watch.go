@@ -353,7 +353,7 @@ func (s *Sessions) Replay(ctx context.Context, by identity.Principal, id string)
 	if _, err := s.d.Door.Do(ctx, act, nil); err != nil {
 		return nil, i, err
 	}
-	r, err := s.d.Recordings.Open(i.ID)
+	r, err := s.d.Recordings.Open(ctx, i.ID)
 	return r, i, err
 }
 

@@ -53,7 +53,7 @@ func (b *Bucket) refused(c call, resp *http.Response, text []byte) error {
 	case "InvalidAccessKeyId", "InvalidToken", "ExpiredToken":
 		return fault.New(fault.Denied, "cannot %s in bucket %s: the storage does not know access key %s (any more)", c.verb, b.bucket, b.signer.access).WithHint(askSettings)
 	case "NoSuchBucket":
-		return &noBucket{fault.New(fault.NotFound, "cannot %s: there is no bucket %s at %s", c.verb, b.bucket, b.endpoint.Host).WithHint("make the bucket there; handrail makes none")}
+		return &noBucket{fault.New(fault.NotFound, "cannot %s: there is no bucket %s at %s", c.verb, b.bucket, b.endpoint.Host).WithHint("make the bucket there; none is made for you")}
 	case "AuthorizationHeaderMalformed", "PermanentRedirect", "TemporaryRedirect", "IllegalLocationConstraintException":
 		region := r.Region
 		if region == "" {

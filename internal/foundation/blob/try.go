@@ -53,7 +53,7 @@ func overwrites(ctx context.Context, s Store, name string, content []byte) error
 	switch err := put(ctx, name, bytes.NewReader(content)); {
 	case err == nil:
 		return fault.New(fault.Partial, "cannot be sure that nothing is overwritten: the storage does not know If-None-Match").
-			WithHint("handrail looks before it writes; let nobody else write into this bucket")
+			WithHint("each write looks first; let nobody else write into this bucket")
 	case fault.KindOf(err) != fault.Conflict:
 		return err
 	}

@@ -201,7 +201,7 @@ func VerifyExport(r io.ReaderAt, size int64, opts ExportOptions, progress func(d
 	if err != nil {
 		return Report{}, fault.Wrap(fault.Invalid, err, "cannot read export")
 	}
-	v := &exportCheck{r: r, files: map[string]*zip.File{}, seen: map[string]bool{}, progress: progress, erased: map[string]bool{}, wanted: map[string]int64{}}
+	v := &exportCheck{r: r, files: map[string]*zip.File{}, seen: map[string]bool{}, progress: progress, erased: map[string]bool{}, wanted: map[string]wantedPiece{}, removed: map[string]bool{}}
 	for _, f := range z.File {
 		if v.files[f.Name] != nil {
 			v.find(f.Name, "it stands twice in the zip")
@@ -242,7 +242,8 @@ type exportCheck struct {
 	erased   map[string]bool
 	absent   []absentPayload
 	pruned   []Pruned
-	wanted   map[string]int64 // hash of a piece → entry that commits to it
+	wanted   map[string]wantedPiece // by the hash of a piece
+	removed  map[string]bool        // sessions
 	broken   bool
 }
 
@@ -425,8 +426,11 @@ func (v *exportCheck) witnesses(keys []WitnessKey) {
 // blobs compares every piece of a recording with its name, and every name that
 // an entry commits to with what is there.
 func (v *exportCheck) blobs() {
-	for hash, seq := range v.wanted {
-		f := v.files[exportBlob+hash]
+	for hash, w := range v.wanted {
+		f, seq := v.files[exportBlob+hash], w.entry
+		if f == nil && v.removed[w.session] {
+			continue
+		}
 		if f == nil {
 			v.find("recording "+hash, "it is missing; entry #%d commits to it", seq)
 			continue
@@ -461,6 +465,12 @@ func (v *exportCheck) chunksOf(seq int64, payload []byte) {
 		return
 	}
 	for _, h := range c.Hashes {
-		v.wanted[h] = seq
+		v.wanted[h] = wantedPiece{entry: seq, session: c.Session}
 	}
+}
+
+// wantedPiece is whose a piece is, and the entry that commits to it.
+type wantedPiece struct {
+	entry   int64
+	session string
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"hash"
 	"io"
@@ -35,6 +36,7 @@ type bundle struct {
 	pruned   []Pruned
 	erased   []string
 	chunks   map[int64][]byte
+	removed  []string // sessions
 	done     chan struct{}
 }
 
@@ -180,6 +182,13 @@ func (b *bundle) payload(h *hasher, seq int64, leaf, rest []byte) []byte {
 	if action == ActionChunks {
 		b.chunks[seq] = rest[32 : 32+size]
 	}
+	if action == ActionRemoved {
+		var r Removed
+		if json.Unmarshal(rest[32:32+size], &r) != nil {
+			bad("it does not say what was removed")
+		}
+		b.removed = append(b.removed, r.Sessions...)
+	}
 	return rest[32+size:]
 }
 
@@ -225,6 +234,9 @@ func (v *exportCheck) merge(b *bundle) {
 	v.pruned = append(v.pruned, b.pruned...)
 	for _, s := range b.erased {
 		v.erased[s] = true
+	}
+	for _, session := range b.removed {
+		v.removed[session] = true
 	}
 	for seq, payload := range b.chunks {
 		v.chunksOf(seq, payload)

@@ -28,6 +28,9 @@ const (
 	ActionErased Action = "subject.erased"
 	// ActionChunks commits to stored pieces of a recording; its payload is Chunks.
 	ActionChunks Action = "recording.chunks"
+	// ActionRemoved says that whole recordings were removed, and why: from then on
+	// their pieces may be absent. Its payload is Removed.
+	ActionRemoved Action = "recording.removed"
 	// ActionSpooled records a brake that was used while the database was away.
 	ActionSpooled Action = "brake.spooled"
 	// ActionRestored says that a new epoch, signed by the root key, accepted a
@@ -81,6 +84,13 @@ type Chunks struct {
 	First   int64    `json:"first"` // number of the first piece
 	Hashes  []string `json:"hashes"`
 	Sizes   []int64  `json:"sizes"`
+}
+
+// Removed is the payload of ActionRemoved.
+type Removed struct {
+	V        int      `json:"v"`
+	Why      string   `json:"why"` // "erased", or "kept long enough"
+	Sessions []string `json:"sessions"`
 }
 
 // Finding names one thing that was touched, and in what way.

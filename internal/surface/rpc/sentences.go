@@ -11,6 +11,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/identity"
+	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
@@ -223,6 +224,23 @@ var sentences = map[string]func(*said) string{
 			Lost  string
 		}](s)
 		return "the recording of " + s.Session + " is complete, " + bytesOf(p.Bytes) + because(p.Lost)
+	},
+
+	"recording.archived": func(s *said) string {
+		return "the recording of " + s.Session + ", " + bytesOf(read[struct{ Bytes int64 }](s).Bytes) + ", lies in the bucket"
+	},
+	"recording.delayed": func(s *said) string {
+		p := read[struct {
+			Waiting      int
+			Bytes, Since int64
+			Why          string
+		}](s)
+		return fmt.Sprintf("%d finished recordings, %s, WAIT for the bucket", p.Waiting, bytesOf(p.Bytes)) + because(p.Why)
+	},
+	"recording.caughtup": func(*said) string { return "recordings no longer wait for the bucket" },
+	"recording.removed": func(s *said) string {
+		p := read[ledger.Removed](s)
+		return fmt.Sprintf("%d recordings were removed for good", len(p.Sessions)) + because(p.Why)
 	},
 
 	"inspection.opened": inspectionOpened,

@@ -120,7 +120,7 @@ func (s *site) entries(v *visit, e entryFilter) (all []*v1.Entry, more bool, err
 }
 
 // upkeep is what machines record of their own work, many a minute.
-var upkeep = []string{"recording.chunks", "recording.started", "recording.closed", "node.reported"}
+var upkeep = []string{"recording.chunks", "recording.started", "recording.closed", "recording.archived", "node.reported"}
 
 // ledgerLine is one line of the page: an entry, or a run of upkeep.
 type ledgerLine struct {
