@@ -4,7 +4,7 @@
 //
 //	go run ./test/bench             everything, two to three minutes
 //	go run ./test/bench -quick      a rougher picture, in a minute
-//	go run ./test/bench -only setup one of: start idle setup keystroke bulk memory lock ledger
+//	go run ./test/bench -only setup one of: start idle setup keystroke bulk memory lock ledger policy orders
 //
 // Ratios count: absolute times depend on the machine and on what else it does.
 // The three ways of one row are measured in turns, so that a busy moment falls
@@ -103,11 +103,41 @@ func partNames() (names []string) {
 	for _, p := range parts {
 		names = append(names, p.name)
 	}
-	return append(names, ledgerPart)
+	for _, p := range lone {
+		names = append(names, p.name)
+	}
+	return names
 }
 
-// ledgerPart needs neither sshd nor an installation, and has a table of its own.
-const ledgerPart = "ledger"
+type lonePart struct {
+	name  string
+	peers [2]string
+	about string
+	run   func(*bench, context.Context) error
+}
+
+// lone parts need no installation, and each has a table of its own.
+var lone = []lonePart{
+	{"ledger", [2]string{"database", "-"}, "peer: the same database without a ledger; for verifying, the bare SHA-256", (*bench).ledgers},
+	{"policy", [2]string{"-", "-"}, "peer: none", (*bench).policies},
+	{"orders", [2]string{"clush", "-"}, "peer: clush over ssh to this machine's own sshd, many times", (*bench).orders},
+}
+
+// alone runs the lone parts and prints their tables.
+func (b *bench) alone(ctx context.Context, only string) {
+	for _, part := range lone {
+		if only != "" && only != part.name {
+			continue
+		}
+		fmt.Fprintln(os.Stderr, "      "+part.name)
+		b.t = table{peers: part.peers}
+		if err := part.run(b, ctx); err != nil {
+			b.t.note("%s: %v", part.name, err)
+		}
+		b.t.print(os.Stdout, machine(), part.about)
+	}
+	b.t = table{}
+}
 
 func run(ctx context.Context, p plan, binary, only string) (err error) {
 	dir, err := os.MkdirTemp("", "handrail-bench")
@@ -120,16 +150,9 @@ func run(ctx context.Context, p plan, binary, only string) (err error) {
 		return err
 	}
 	b := &bench{plan: p, dir: dir}
-	if only == "" || only == ledgerPart {
-		fmt.Fprintln(os.Stderr, "      "+ledgerPart)
-		b.t.peers = [2]string{"database", "-"}
-		if err := b.ledgers(ctx); err != nil {
-			b.t.note("%s: %v", ledgerPart, err)
-		}
-		b.t.print(os.Stdout, machine(), "peer: the same database without a ledger; for verifying, the bare SHA-256")
-		if b.t = (table{}); only != "" {
-			return nil
-		}
+	b.alone(ctx, only)
+	if slices.ContainsFunc(lone, func(p lonePart) bool { return p.name == only }) {
+		return nil
 	}
 	if b.binary, err = program(ctx, dir, binary); err != nil {
 		return err

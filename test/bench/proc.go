@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // family maps each process to its children.
@@ -65,6 +66,13 @@ func endProcess(pid int) { _ = syscall.Kill(pid, syscall.SIGKILL) }
 func command(pid int) []string {
 	text, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 	return strings.Split(strings.TrimRight(string(text), "\x00"), "\x00")
+}
+
+// ownTime is the processor time of this process so far.
+func ownTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u) // cannot fail with a good pointer
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // memory of processes, in KiB: what is resident, the share of it that counts

@@ -39,6 +39,7 @@ var (
 	ms        = unit{"ms", false, "%.1f"}
 	seconds   = unit{"s", false, "%.2f"}
 	µs        = unit{"µs", false, "%.0f"}
+	µsParts   = unit{"µs", false, "%.2f"}
 	perSecond = unit{"/s", true, "%.0f"}
 	mibs      = unit{"MiB/s", true, "%.0f"}
 	kib       = unit{"KiB", false, "%.0f"}

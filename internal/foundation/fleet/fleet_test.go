@@ -54,7 +54,12 @@ func newRing(t *testing.T) *keyring.Ring {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{t: t, ring: newRing(t)}
+	return newBenchWith(t, newRing(t))
+}
+
+func newBenchWith(t *testing.T, ring *keyring.Ring) *bench {
+	t.Helper()
+	b := &bench{t: t, ring: ring}
 	dir := t.TempDir()
 	var err error
 	b.store, err = store.Open(t.Context(), store.Config{
