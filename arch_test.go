@@ -58,12 +58,12 @@ var allowed = map[string][]string{
 	"internal/surface/web": {"api/", "internal/foundation/fault", "internal/surface/web"},
 	"internal/surface/cli": {"api/", "internal/foundation/fault", "internal/foundation/when", "internal/foundation/ledger", "internal/surface/cli"},
 	"internal/surface/rpc": {"api/", "internal/foundation/", "internal/feature/", "internal/surface/rpc"},
-	"internal/host/":       {"api/node/", "internal/host/", "internal/foundation/wire", "internal/foundation/ledger", "internal/foundation/fault"},
+	"internal/host/":       {"api/node/", "internal/host/", "internal/foundation/wire", "internal/foundation/mux", "internal/foundation/ledger", "internal/foundation/fault"},
 	"internal/foundation/": {"internal/foundation/", "api/node/"},
 	"internal/feature/":    {"internal/foundation/", "internal/feature/", "api/node/"},
 	"internal/app":         {"internal/", "api/"},
 	"cmd/handrail":         {"internal/", "api/"},
-	"cmd/handrail-node":    {"internal/host/", "internal/foundation/wire", "internal/foundation/ledger", "internal/foundation/fault"},
+	"cmd/handrail-node":    {"internal/host/", "internal/foundation/wire", "internal/foundation/mux", "internal/foundation/ledger", "internal/foundation/fault"},
 	"test/":                {"internal/", "api/", "test/"},
 }
 
@@ -110,7 +110,7 @@ func covered(dep string, prefixes []string) bool {
 // other.
 var order = [][]string{
 	{"fault"},
-	{"when", "crowd", "shamir", "blob"},
+	{"when", "crowd", "shamir", "blob", "mux"},
 	{"ledger"},
 	{"wire"},
 	{"keyring"},

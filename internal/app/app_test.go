@@ -17,6 +17,7 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // TestMain becomes a caller of the local door when a test asks for one under
@@ -59,7 +60,7 @@ func startFront(t *testing.T, plain bool) (address string, pool *keyring.Ring, n
 		t.Fatal(err)
 	}
 	nodes = make(chan string, 1)
-	f := newFront(&tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2", "http/1.1", nodeProtocol}}, l.Addr(),
+	f := newFront(&tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2", "http/1.1", wire.ALPN}}, l.Addr(),
 		func(_ context.Context, c *tls.Conn) {
 			nodes <- c.ConnectionState().NegotiatedProtocol
 			c.Close()
@@ -101,12 +102,12 @@ func TestOnePortSpeaksToBrowsersCommandsAndNodes(t *testing.T) {
 	if body, _ := fetch(t, secure, "https://"+address); body != "page HTTP/2.0" {
 		t.Errorf("a command got %q", body)
 	}
-	c, err := tls.Dial("tcp", address, &tls.Config{RootCAs: r.CAPool(), ServerName: keyring.ServerName, NextProtos: []string{nodeProtocol}})
+	c, err := tls.Dial("tcp", address, &tls.Config{RootCAs: r.CAPool(), ServerName: keyring.ServerName, NextProtos: []string{wire.ALPN}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if got := <-nodes; got != nodeProtocol {
+	if got := <-nodes; got != wire.ALPN {
 		t.Errorf("a node came in as %q", got)
 	}
 }

@@ -37,8 +37,6 @@ type front struct {
 }
 
 const (
-	// nodeProtocol is the ALPN of a node's connection.
-	nodeProtocol = "handrail-node/1"
 	// greetTime bounds how long a stranger may take to say what it speaks.
 	greetTime = 10 * time.Second
 	// maxStrangers bounds connections that have not yet said what they are,
@@ -112,7 +110,7 @@ func (f *front) greet(ctx context.Context, raw *crowd.Stranger) {
 		return
 	}
 	_ = raw.SetDeadline(time.Time{})
-	if t.ConnectionState().NegotiatedProtocol == nodeProtocol {
+	if p := t.ConnectionState().NegotiatedProtocol; p == wire.ALPN || p == wire.PastALPN {
 		raw.Known()
 		f.node(ctx, t)
 		return
@@ -215,7 +213,7 @@ func (s *Server) newFront() (*front, error) {
 			}
 			return s.c.Given, nil
 		},
-		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", nodeProtocol},
+		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", wire.ALPN, wire.PastALPN},
 		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
 	}
 	front := newFront(forRobots(conf), s.c.Listener.Addr(), s.fleet.ServeConn)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // loginWith tries a token on a new device.
@@ -109,7 +110,7 @@ func TestCredentialsOfAnotherInstallation(t *testing.T) {
 			t.Fatal(err)
 		}
 		c, err := (&tls.Dialer{Config: &tls.Config{
-			Certificates: []tls.Certificate{pair}, NextProtos: []string{"handrail-node/1"},
+			Certificates: []tls.Certificate{pair}, NextProtos: []string{wire.ALPN},
 			InsecureSkipVerify: true, // the test plays a node that lies; it is the server that must check
 		}}).DialContext(t.Context(), "tcp", i.page)
 		if err != nil {

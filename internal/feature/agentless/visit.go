@@ -15,11 +15,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
 	"golang.org/x/crypto/ssh"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/mux"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
@@ -52,7 +52,7 @@ type visit struct {
 	mu     sync.Mutex // one arrives at a time
 	users  int
 	conn   *conn
-	tunnel *yamux.Session
+	tunnel *mux.Session
 	leave  *time.Timer
 }
 
@@ -85,7 +85,7 @@ func (r *Reach) Visit(ctx context.Context, h target.Host, session, person string
 		v.leave.Stop()
 		v.leave = nil
 	}
-	if v.tunnel == nil || v.tunnel.IsClosed() {
+	if v.tunnel == nil || v.tunnel.Err() != nil {
 		ctx, cancel := context.WithTimeout(ctx, arriveTime)
 		defer cancel()
 		if err := r.arrive(ctx, v, h, session, person); err != nil {
@@ -171,12 +171,7 @@ func (r *Reach) arrive(ctx context.Context, v *visit, h target.Host, session, pe
 	if line, err := said.line(); err != nil || line != visitReady {
 		return said.failed(h, line, err)
 	}
-	conf := yamux.DefaultConfig()
-	conf.MaxStreamWindowSize, conf.LogOutput = 4<<20, io.Discard
-	conf.KeepAliveInterval, conf.ConnectionWriteTimeout = 10*time.Second, 20*time.Second
-	if v.tunnel, err = yamux.Server(tunnelEnd{said, ch}, conf); err != nil {
-		return fault.Wrap(fault.Internal, err, "cannot bring a node to %s", h.Name)
-	}
+	v.tunnel = mux.Server(tunnelEnd{said, ch})
 	go r.tunnels(v.tunnel)
 	if err := r.d.Visits.Online(ctx, h.ID); err != nil {
 		return said.failed(h, "", err)
@@ -188,17 +183,17 @@ func (r *Reach) arrive(ctx context.Context, v *visit, h target.Host, session, pe
 const visitReady = "handrail-visit ready"
 
 // tunnels leads the node's connections to the port that nodes dial.
-func (r *Reach) tunnels(y *yamux.Session) {
+func (r *Reach) tunnels(m *mux.Session) {
 	slots := make(chan struct{}, maxTunnels)
 	for {
-		s, err := y.AcceptStream()
+		s, err := m.Accept()
 		if err != nil {
 			return
 		}
 		select {
 		case slots <- struct{}{}:
 		default:
-			s.Close()
+			_ = s.Reset()
 			continue
 		}
 		go func() {

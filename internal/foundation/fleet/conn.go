@@ -8,10 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/mux"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
@@ -27,27 +26,12 @@ type node struct {
 	used                map[string]*time.Time // of each rate
 	dropped             int                   // since flooded
 	flooded, trespassed time.Time             // when that was last an entry
-	control             *yamux.Session
-	bulk                *yamux.Session
+	control             *mux.Session
+	bulk                *mux.Session
 }
 
-const (
-	// helloTime bounds a node's first line.
-	helloTime = 10 * time.Second
-	// streamWindow lets one stream fill a path of 4 MiB bandwidth-delay, for
-	// example 320 MiB/s at 12 ms.
-	streamWindow = 4 << 20
-)
-
-func yamuxConfig() *yamux.Config {
-	c := yamux.DefaultConfig()
-	c.MaxStreamWindowSize = streamWindow
-	c.KeepAliveInterval = 5 * time.Second
-	c.ConnectionWriteTimeout = 10 * time.Second
-	c.StreamOpenTimeout = 10 * time.Second
-	c.LogOutput = io.Discard
-	return c
-}
+// helloTime bounds a node's first line.
+const helloTime = 10 * time.Second
 
 // ServeConn serves one connection of a node until it ends. The TLS handshake
 // is done; the certificate says which host it is.
@@ -66,10 +50,7 @@ func (f *Fleet) ServeConn(ctx context.Context, c *tls.Conn) {
 		f.d.Log.Warn("a node was refused", "address", c.RemoteAddr().String(), "error", err)
 		return
 	}
-	session, err := yamux.Server(wire.Whole(c), yamuxConfig())
-	if err != nil {
-		return
-	}
+	session := mux.Server(c)
 	defer session.Close()
 	replaced := f.attach(host, hello, session)
 	if replaced != nil {
@@ -82,7 +63,7 @@ func (f *Fleet) ServeConn(ctx context.Context, c *tls.Conn) {
 	stop := context.AfterFunc(ctx, func() { session.Close() })
 	defer stop()
 	for streams := 0; ; streams++ {
-		stream, err := session.AcceptStream()
+		stream, err := session.Accept()
 		if err != nil {
 			return
 		}
@@ -114,6 +95,11 @@ func (f *Fleet) greet(ctx context.Context, c *tls.Conn, host string) (hello wire
 		return hello, err
 	}
 	hello = hello.Plain()
+	if spoken := c.ConnectionState().NegotiatedProtocol; spoken == wire.PastALPN {
+		err := fault.New(fault.Conflict, "cannot admit %s: its node is of an older release and speaks %s, not %s", host, spoken, wire.ALPN)
+		_ = wire.WriteLine(c, wire.HelloAnswer{Error: "this node's program is older than the server: install the handrail-node of the server's release"})
+		return hello, err
+	}
 	if hello.Use != wire.UseControl && hello.Use != wire.UseBulk {
 		return hello, fault.New(fault.Invalid, "cannot admit %s: unknown use %.20q", host, hello.Use)
 	}
@@ -171,7 +157,7 @@ func (f *Fleet) became(ctx context.Context, host string, hello wire.Hello) error
 }
 
 // attach notes the connection and returns the one it replaces, if any.
-func (f *Fleet) attach(host string, hello wire.Hello, s *yamux.Session) (old *yamux.Session) {
+func (f *Fleet) attach(host string, hello wire.Hello, s *mux.Session) (old *mux.Session) {
 	f.mu.Lock()
 	n := f.nodeLocked(host)
 	if hello.Use == wire.UseBulk {
@@ -188,7 +174,7 @@ func (f *Fleet) attach(host string, hello wire.Hello, s *yamux.Session) (old *ya
 	return old
 }
 
-func (f *Fleet) detach(host, use string, s *yamux.Session) {
+func (f *Fleet) detach(host, use string, s *mux.Session) {
 	f.mu.Lock()
 	n := f.nodeLocked(host)
 	gone := false
@@ -216,7 +202,7 @@ func (f *Fleet) nodeLocked(host string) *node {
 }
 
 // serveStream serves the stream that the node opened; there is one kind.
-func (f *Fleet) serveStream(s *yamux.Stream, host string) {
+func (f *Fleet) serveStream(s *mux.Stream, host string) {
 	_ = s.SetReadDeadline(time.Now().Add(helloTime))
 	kind, err := wire.ReadStreamKind(s)
 	if err != nil || kind != wire.StreamNATS {
@@ -247,7 +233,7 @@ func (f *Fleet) dropAll() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, n := range f.nodes {
-		for _, s := range []*yamux.Session{n.control, n.bulk} {
+		for _, s := range []*mux.Session{n.control, n.bulk} {
 			if s != nil {
 				s.Close()
 			}

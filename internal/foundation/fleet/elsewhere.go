@@ -222,7 +222,7 @@ func (f *Fleet) drainIdle() {
 	defer f.mu.Unlock()
 	for _, n := range f.nodes {
 		// One stream is the node's own, for messages.
-		if n.control != nil && n.control.NumStreams() <= 1 && (n.bulk == nil || n.bulk.NumStreams() == 0) {
+		if n.control != nil && n.control.Streams() <= 1 && (n.bulk == nil || n.bulk.Streams() == 0) {
 			n.control.Close()
 		}
 	}

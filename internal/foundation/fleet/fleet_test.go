@@ -16,13 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/yamux"
 	"github.com/nats-io/nats.go"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/mux"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
@@ -98,7 +98,7 @@ func (b *bench) serve() {
 		b.t.Fatal(err)
 	}
 	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{
-		Certificates: []tls.Certificate{cert}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: b.ring.CAPool(), NextProtos: []string{wire.ALPN},
+		Certificates: []tls.Certificate{cert}, ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: b.ring.CAPool(), NextProtos: []string{wire.ALPN, wire.PastALPN},
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -156,13 +156,17 @@ func certify(t *testing.T, ring *keyring.Ring, host string) tls.Certificate {
 
 // fakeNode is the far end of a node's control connection, by hand.
 type fakeNode struct {
-	session *yamux.Session
+	session *mux.Session
 	nats    *nats.Conn
 	answer  wire.HelloAnswer
 }
 
 func (b *bench) dial(cert *tls.Certificate, host string) (*fakeNode, error) {
-	conf := &tls.Config{RootCAs: b.ring.CAPool(), ServerName: keyring.ServerName, NextProtos: []string{wire.ALPN}}
+	return b.dialAs(wire.ALPN, cert, host)
+}
+
+func (b *bench) dialAs(protocol string, cert *tls.Certificate, host string) (*fakeNode, error) {
+	conf := &tls.Config{RootCAs: b.ring.CAPool(), ServerName: keyring.ServerName, NextProtos: []string{protocol}}
 	if cert != nil {
 		conf.Certificates = []tls.Certificate{*cert}
 	}
@@ -181,9 +185,7 @@ func (b *bench) dial(cert *tls.Certificate, host string) (*fakeNode, error) {
 	if n.answer.Error != "" {
 		return n, fmt.Errorf("refused: %s", n.answer.Error)
 	}
-	if n.session, err = yamux.Client(c, yamuxConfig()); err != nil {
-		return nil, err
-	}
+	n.session = mux.Client(c)
 	n.nats, err = nats.Connect("nats://node", nats.SetCustomDialer(n), nats.UserInfo(n.answer.NATSUser, n.answer.NATSPass),
 		nats.CustomInboxPrefix(wire.InboxPrefix(host)), nats.NoReconnect(), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
@@ -195,7 +197,7 @@ func (b *bench) dial(cert *tls.Certificate, host string) (*fakeNode, error) {
 
 // Dial gives the NATS client its channel; SkipTLSHandshake says TLS is done.
 func (n *fakeNode) Dial(_, _ string) (net.Conn, error) {
-	s, err := n.session.OpenStream()
+	s, err := n.session.Open()
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ import (
 )
 
 // A node that lies holds a real certificate and speaks the real wire: TLS,
-// yamux, NATS. hostA lies; hostB is honest.
+// streams, NATS. hostA lies; hostB is honest.
 
 const patience = time.Minute
 
@@ -394,13 +394,13 @@ func TestASecondStreamEndsTheConnection(t *testing.T) {
 	liar := b.join(hostA)
 	liar.settled(t, b)
 	for range 300 {
-		s, err := liar.session.OpenStream()
+		s, err := liar.session.Open()
 		if err != nil {
 			break
 		}
 		_, _ = s.Write(make([]byte, 1<<10))
 	}
-	<-liar.session.CloseChan()
+	<-liar.session.Done()
 	b.until(NodeAlarmed, `"rule":"streams"`)
 	b.until(NodeLeft, "")
 }
@@ -452,5 +452,18 @@ func TestACertificateIsRenewedForAnotherKeyOfTheSameHost(t *testing.T) {
 	}
 	if n := len(b.entries(NodeRenewed)); n != 1 {
 		t.Errorf("%d entries", n)
+	}
+}
+
+// A node of an older release shares its connection in another way. It is told
+// so in words that it logs, and nothing of what it would say is guessed at.
+func TestANodeOfAnOlderReleaseIsToldWhyItIsRefused(t *testing.T) {
+	b := newBench(t)
+	cert := certify(t, b.ring, hostA)
+	if _, err := b.dialAs(wire.PastALPN, &cert, hostA); err == nil || !strings.Contains(err.Error(), "older than the server") {
+		t.Errorf("it is told: %v", err)
+	}
+	if _, err := b.dial(&cert, hostA); err != nil {
+		t.Errorf("once upgraded: %v", err)
 	}
 }

@@ -149,7 +149,7 @@ func (f *Fleet) openHere(host string, bulk bool) (net.Conn, error) {
 		return nil, fault.New(fault.Unavailable, "cannot reach the node of %s: it is not connected", host).
 			WithHint("handrail host show %s", host)
 	}
-	conn, err := session.OpenStream()
+	conn, err := session.Open()
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot reach the node of %s", host).WithHint("handrail host show %s", host)
 	}

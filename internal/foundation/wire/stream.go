@@ -8,8 +8,13 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 )
 
-// ALPN is the TLS protocol by which a server knows a node's connection.
-const ALPN = "handrail-node/1"
+// ALPN is the TLS protocol by which a server knows a node's connection. Its
+// number is that of what is spoken inside.
+const ALPN = "handrail-node/2"
+
+// PastALPN is what nodes spoke that shared their connection in another way. A
+// server knows it so that it can say why it does not take them.
+const PastALPN = "handrail-node/1"
 
 // Uses of a node's connection.
 const (
@@ -24,13 +29,13 @@ const (
 	ModeNoShells      = "no-shells"
 )
 
-// First lines of a yamux stream.
+// First lines of a stream.
 const (
 	StreamNATS    = "nats"    // node → server: NATS client protocol follows
 	StreamSession = "session" // server → node: an order envelope follows
 )
 
-// Hello is the first line of a node's connection, before yamux.
+// Hello is the first line of a node's connection, before streams share it.
 type Hello struct {
 	V       int      `json:"v"`
 	Use     string   `json:"use"`

@@ -7,11 +7,11 @@ import (
 	"net"
 	"time"
 
-	"github.com/hashicorp/yamux"
 	"github.com/nats-io/nats.go"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/mux"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/sensor"
 	"handrail.dev/handrail/internal/host/warden"
@@ -34,12 +34,12 @@ type bus struct {
 	gone chan struct{}
 }
 
-// channel gives nats.go the yamux stream instead of a socket.
-type channel struct{ y *yamux.Session }
+// channel gives nats.go a stream instead of a socket.
+type channel struct{ m *mux.Session }
 
 // Dial implements nats.CustomDialer.
 func (c channel) Dial(string, string) (net.Conn, error) {
-	s, err := c.y.OpenStream()
+	s, err := c.m.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func (c channel) Dial(string, string) (net.Conn, error) {
 func (channel) SkipTLSHandshake() bool { return true }
 
 // join opens the NATS channel and listens for brakes before anything else.
-func (l *link) join(ctx context.Context, control *yamux.Session, a wire.HelloAnswer) (*bus, error) {
+func (l *link) join(ctx context.Context, control *mux.Session, a wire.HelloAnswer) (*bus, error) {
 	b := &bus{l: l, gone: make(chan struct{})}
 	nc, err := nats.Connect("nats://handrail.invalid:4222",
 		nats.SetCustomDialer(channel{control}), nats.SkipHostLookup(), nats.UserInfo(a.NATSUser, a.NATSPass),

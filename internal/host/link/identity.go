@@ -6,15 +6,11 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
-
-	"github.com/hashicorp/yamux"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -148,6 +144,9 @@ func pool(b ledger.Bundle) (*x509.CertPool, error) {
 	return p, nil
 }
 
+// noProtocol is the TLS alert of a server that speaks none of our protocols.
+const noProtocol = tls.AlertError(120)
+
 // dial makes the mTLS connection. The server is known by the installation's
 // CA alone, which the pinned root key vouches for.
 func (id *identity) dial(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error), at wire.ServerAt) (net.Conn, error) {
@@ -169,6 +168,9 @@ func (id *identity) dial(ctx context.Context, dial func(context.Context, string,
 	})
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()
+		if alert := tls.AlertError(0); errors.As(err, &alert) && alert == noProtocol {
+			return nil, fault.Wrap(fault.Unavailable, err, "cannot connect to %s: the server is of another release and does not speak %s; upgrade servers before nodes", address, wire.ALPN)
+		}
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot connect to %s", address)
 	}
 	if p := c.ConnectionState().NegotiatedProtocol; p != wire.ALPN {
@@ -176,14 +178,4 @@ func (id *identity) dial(ctx context.Context, dial func(context.Context, string,
 		return nil, fault.New(fault.Unavailable, "cannot connect to %s: it speaks %q, not %q", address, p, wire.ALPN)
 	}
 	return c, nil
-}
-
-func yamuxConfig() *yamux.Config {
-	c := yamux.DefaultConfig()
-	c.MaxStreamWindowSize = 4 << 20
-	c.KeepAliveInterval = 5 * time.Second
-	c.ConnectionWriteTimeout = 10 * time.Second
-	c.StreamOpenTimeout = 10 * time.Second
-	c.LogOutput = io.Discard
-	return c
 }

@@ -18,10 +18,10 @@ import (
 	"net"
 	"time"
 
-	"github.com/hashicorp/yamux"
 	"golang.org/x/sync/errgroup"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/mux"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/warden"
 )
@@ -157,8 +157,8 @@ func (l *link) connect(ctx context.Context, at wire.ServerAt) error {
 	return g.Wait()
 }
 
-// open dials, says hello and starts yamux.
-func (l *link) open(ctx context.Context, at wire.ServerAt, use string, s warden.Status) (*yamux.Session, wire.HelloAnswer, error) {
+// open dials, says hello and shares the connection.
+func (l *link) open(ctx context.Context, at wire.ServerAt, use string, s warden.Status) (*mux.Session, wire.HelloAnswer, error) {
 	var answer wire.HelloAnswer
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
@@ -177,13 +177,9 @@ func (l *link) open(ctx context.Context, at wire.ServerAt, use string, s warden.
 	if err == nil && answer.Error != "" {
 		err = errors.New(answer.Error)
 	}
-	var y *yamux.Session
-	if err == nil {
-		y, err = yamux.Client(wire.Whole(c), yamuxConfig())
-	}
 	if err != nil {
 		c.Close()
 		return nil, answer, fault.Wrap(fault.Unavailable, err, "cannot connect to %s", at.Address)
 	}
-	return y, answer, nil
+	return mux.Client(c), answer, nil
 }

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/yamux"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"golang.org/x/mod/sumdb/tlog"
@@ -24,6 +23,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/internal/foundation/mux"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/keeper"
 	"handrail.dev/handrail/internal/host/warden"
@@ -51,7 +51,7 @@ type fake struct {
 	mu     sync.Mutex
 	hashes []tlog.Hash
 	leaves [][]byte
-	conns  map[string]*yamux.Session
+	conns  map[string]*mux.Session
 	hello  wire.Hello
 	facts  map[string]string
 	events []wire.Event
@@ -76,7 +76,7 @@ func newFake(t *testing.T) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{t: t, ring: ring, conns: map[string]*yamux.Session{}, facts: map[string]string{}}
+	f := &fake{t: t, ring: ring, conns: map[string]*mux.Session{}, facts: map[string]string{}}
 	f.change.L = &f.mu
 	f.grow([]byte("first"))
 	f.bus, err = server.NewServer(&server.Options{DontListen: true, NoLog: true, NoSigs: true, Username: host, Password: "p"})
@@ -231,17 +231,14 @@ func (f *fake) node(c *tls.Conn) {
 		return
 	}
 	_ = wire.WriteLine(c, wire.HelloAnswer{V: 1, NATSUser: host, NATSPass: "p"})
-	y, err := yamux.Server(c, yamuxConfig())
-	if err != nil {
-		return
-	}
+	m := mux.Server(c)
 	f.mu.Lock()
-	f.conns[h.Use], f.hello = y, h
+	f.conns[h.Use], f.hello = m, h
 	f.serials = append(f.serials, c.ConnectionState().PeerCertificates[0].SerialNumber.String())
 	f.change.Broadcast()
 	f.mu.Unlock()
 	for {
-		s, err := y.AcceptStream()
+		s, err := m.Accept()
 		if err != nil {
 			return
 		}
@@ -413,12 +410,12 @@ func (f *fake) until(what string, ok func() bool) {
 
 // open opens a session stream on one of the connections, with no consistency
 // proof, so that the node asks for it.
-func (f *fake) open(use string, order []byte) (*yamux.Stream, wire.SessionAnswer) {
+func (f *fake) open(use string, order []byte) (*mux.Stream, wire.SessionAnswer) {
 	f.t.Helper()
 	f.mu.Lock()
-	y := f.conns[use]
+	m := f.conns[use]
 	f.mu.Unlock()
-	s, err := y.OpenStream()
+	s, err := m.Open()
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -479,7 +476,7 @@ func startNode(t *testing.T, f *fake) (dir string) {
 }
 
 // output reads a session to its end.
-func output(t *testing.T, s *yamux.Stream) (string, wire.Exit) {
+func output(t *testing.T, s *mux.Stream) (string, wire.Exit) {
 	t.Helper()
 	var out bytes.Buffer
 	r := wire.NewReader(s)

@@ -7,10 +7,10 @@ import (
 	"os"
 	"time"
 
-	"github.com/hashicorp/yamux"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/mux"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/warden"
 )
@@ -21,17 +21,17 @@ const (
 )
 
 // sessions accepts the streams that the server opens.
-func (l *link) sessions(ctx context.Context, y *yamux.Session, b *bus) error {
+func (l *link) sessions(ctx context.Context, m *mux.Session, b *bus) error {
 	slots := make(chan struct{}, maxStreams)
 	for {
-		s, err := y.AcceptStream()
+		s, err := m.Accept()
 		if err != nil {
 			return fault.Wrap(fault.Unavailable, err, "the connection ended")
 		}
 		select {
 		case slots <- struct{}{}:
 		default:
-			s.Close()
+			_ = s.Reset()
 			continue
 		}
 		go func() {
@@ -43,7 +43,7 @@ func (l *link) sessions(ctx context.Context, y *yamux.Session, b *bus) error {
 
 // session carries one order to the warden and, if it starts something, the
 // session's bytes both ways until either side closes.
-func (l *link) session(ctx context.Context, s *yamux.Stream, b *bus) {
+func (l *link) session(ctx context.Context, s *mux.Stream, b *bus) {
 	defer s.Close()
 	_ = s.SetReadDeadline(time.Now().Add(orderTimeout))
 	kind, err := wire.ReadStreamKind(s)

@@ -1,7 +1,7 @@
 // Package visit is a node for the length of a visit: the server carries it to
 // a host that has none, over SSH, and it goes when the connection does.
 //
-//	sshd ── stdin, stdout ── visit: yamux ─┬─ link ── warden ── keeper per session
+//	sshd ── stdin, stdout ── visit: streams ─┬─ link ── warden ── keeper per session
 //	                                       └─ (each connection of the link is a stream)
 //
 // It is the same node with the same checks: it joins with a token that names
@@ -30,11 +30,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/yamux"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/mux"
 	"handrail.dev/handrail/internal/host/link"
 	"handrail.dev/handrail/internal/host/sandbox"
 	"handrail.dev/handrail/internal/host/warden"
@@ -71,18 +71,15 @@ func Run(ctx context.Context, unlink, version string, in io.ReadCloser, out io.W
 	if _, err := fmt.Fprintln(out, Hello); err != nil {
 		return err
 	}
-	tunnel, err := yamux.Client(stdio{in, out}, config())
-	if err != nil {
-		return fault.Wrap(fault.Internal, err, "cannot open the tunnel")
-	}
+	tunnel := mux.Client(stdio{in, out})
 	defer tunnel.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		<-tunnel.CloseChan()
+		<-tunnel.Done()
 		cancel()
 	}()
-	return serve(ctx, dir, token, version, func(context.Context, string, string) (net.Conn, error) { return tunnel.OpenStream() }, log)
+	return serve(ctx, dir, token, version, func(context.Context, string, string) (net.Conn, error) { return tunnel.Open() }, log)
 }
 
 // serve joins, then runs both halves of the node.
@@ -123,14 +120,6 @@ type stdio struct {
 func (s stdio) Write(p []byte) (int, error) { return s.w.Write(p) }
 
 func (s stdio) Close() error { return errors.Join(s.ReadCloser.Close(), s.w.Close()) }
-
-func config() *yamux.Config {
-	c := yamux.DefaultConfig()
-	c.MaxStreamWindowSize = 4 << 20
-	c.KeepAliveInterval, c.ConnectionWriteTimeout, c.StreamOpenTimeout = 10*time.Second, 20*time.Second, 20*time.Second
-	c.LogOutput = io.Discard
-	return c
-}
 
 // firstLine takes byte by byte: what follows is the tunnel's.
 func firstLine(in io.Reader) (string, error) {
