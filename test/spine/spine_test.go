@@ -134,8 +134,17 @@ func upArgs(t *testing.T, data string) []string {
 	return []string{"up", "--data", data, "--listen", at[0], "--ssh-listen", at[1]}
 }
 
-// upBy starts an installation by a command that becomes `handrail up`.
+// upBy starts an installation by a command that becomes `handrail up`, and ends
+// it with the test.
 func upBy(t *testing.T, cmd *exec.Cmd, data string) *installation {
+	t.Helper()
+	i := rise(t, cmd, data)
+	t.Cleanup(i.stop)
+	return i
+}
+
+// rise is upBy without the end.
+func rise(t *testing.T, cmd *exec.Cmd, data string) *installation {
 	t.Helper()
 	i := &installation{t: t, data: data, cmd: cmd, out: &lockedBuffer{}, errs: &lockedBuffer{}, done: make(chan struct{})}
 	i.cmd.Stderr = i.errs
@@ -161,12 +170,12 @@ func upBy(t *testing.T, cmd *exec.Cmd, data string) *installation {
 		}
 		_ = i.cmd.Wait()
 	}()
-	t.Cleanup(i.stop)
 	select {
 	case <-greeted:
 	case <-i.done:
 		t.Fatalf("handrail up ended:\n%s%s", i.out, i.errs)
 	case <-time.After(patience):
+		i.stop()
 		t.Fatalf("handrail up did not greet:\n%s%s", i.out, i.errs)
 	}
 	return i

@@ -1,0 +1,311 @@
+package spine_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A siege kills the roles of an installation at random points, while people
+// work with it, and looks after each kill whether all that is promised holds:
+// the ledger verifies from outside and only ever grew, what was acknowledged is
+// there exactly once, what was opened is closed, no process of a session lives
+// without its session, and nobody has to mend anything.
+//
+// `make test-faults` runs it, RUNS times. The seed decides who is killed and at
+// which point; what the machine does between is its own.
+
+// leaseBound is how long after a kill something of a session may still run: the
+// lease, and as much again for a machine that does other things.
+const leaseBound = 20 * time.Second
+
+// lifetime is after how many kills an installation is replaced by a new one.
+const lifetime = 100
+
+// number reads a number of the environment.
+func number(t *testing.T, name string, otherwise uint64) uint64 {
+	t.Helper()
+	word := os.Getenv(name)
+	if word == "" {
+		return otherwise
+	}
+	n, err := strconv.ParseUint(word, 10, 64)
+	if err != nil {
+		t.Fatalf("%s is %q, which is no number", name, word)
+	}
+	return n
+}
+
+func TestNothingIsLostWhoeverIsKilledAndWhenever(t *testing.T) {
+	needRoot(t)
+	runs := int(number(t, "HANDRAIL_TEST_RUNS", 0))
+	if runs == 0 {
+		t.Skip("a siege takes long: make test-faults")
+	}
+	seed := number(t, "HANDRAIL_SIM_SEED", uint64(time.Now().UnixNano()))
+	all := &tally{began: time.Now(), kills: map[string]int{}, points: map[string]int{}, healthy: map[string]time.Duration{}}
+	t.Logf("HANDRAIL_SIM_SEED=%d", seed)
+	const sieges = 2
+	t.Run("sieges", func(t *testing.T) {
+		for n := range sieges {
+			t.Run(strconv.Itoa(n), func(t *testing.T) {
+				t.Parallel()
+				all.besiege(t, rand.New(rand.NewPCG(seed, uint64(n))), (runs+n)/sieges)
+			})
+		}
+	})
+	fmt.Println(all)
+}
+
+// besiege lays sieges until that many runs are done.
+func (all *tally) besiege(t *testing.T, rnd *rand.Rand, runs int) {
+	for n := 0; n < runs; {
+		s := lay(t, rnd, all)
+		for age := 0; age < lifetime && n < runs; age++ {
+			n++
+			if !t.Run(strconv.Itoa(n), s.run) {
+				all.add(func() { all.violations++ })
+				break // with a new one: one violation is not to look like many
+			}
+		}
+		s.t = t
+		s.stop()
+	}
+}
+
+// siege is one installation, and who works with it.
+type siege struct {
+	*installation
+	rnd                      *rand.Rand
+	all                      *tally
+	host                     string
+	ada, ben, cleo, dan, eve person
+	age                      int
+	size                     int    // of the ledger, when it was last looked at
+	anchor                   []byte // the newest checkpoint that was seen from outside
+	root                     string
+	fallen                   bool           // its supervisor was killed
+	restarts                 map[string]int // of a role, since its supervisor began
+}
+
+// lay starts an installation with five people.
+func lay(t *testing.T, rnd *rand.Rand, all *tally) *siege {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "siege") // the name of a socket in there has to stay short
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &siege{installation: up(t, filepath.Join(dir, "data")), rnd: rnd, all: all, restarts: map[string]int{}}
+	s.needWrites()
+	s.ada = s.first()
+	s.host = s.ada.hostname()
+	s.ben = s.ada.add("ben", "operator")
+	s.cleo = s.ada.add("cleo", "developer")
+	s.dan = s.ada.add("dan", "developer")
+	s.eve = s.ada.add("eve", "developer")
+	hash, err := os.ReadFile(filepath.Join(s.data, "server", "keys", "root.hash"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.root = strings.TrimSpace(string(hash))
+	return s
+}
+
+// as is a person of this siege in the run that goes on.
+func (s *siege) as(p person) person { return person{s.installation, p.home} }
+
+// run is one kill, or two.
+func (s *siege) run(t *testing.T) {
+	s.installation.t = t
+	s.age++
+	w := s.work()
+	blow, point := s.choose(), s.point(w)
+	t.Cleanup(func() {
+		if t.Failed() {
+			kept, _ := os.MkdirTemp("", "handrail-siege")
+			_ = exec.Command("cp", "-a", s.data, kept).Run()
+			t.Logf("run %d: killed %s at %s; what was left: %s\n%s", s.age, blow, point, kept, s.errs)
+		}
+	})
+	point.wait()
+	began := s.strike(blow)
+	close(w.stop)
+	s.all.add(func() { s.all.runs++; s.all.points[point.name]++ })
+	if s.rnd.IntN(4) == 0 { // into the recovery
+		again := s.choose()
+		<-time.After(time.Duration(s.rnd.IntN(700)) * time.Millisecond)
+		s.revive()
+		began = s.strike(again)
+		blow += " and " + again
+	}
+	s.revive()
+	s.recovers(w, began, blow)
+	s.settles(w)
+	s.check(w)
+}
+
+// choose says whom to kill.
+func (s *siege) choose() string {
+	weights := []struct {
+		who  string
+		part int
+	}{{"server", 30}, {"link", 14}, {"warden", 14}, {"keepers", 12}, {"supervisor", 16}, {"everything", 14}}
+	n := s.rnd.IntN(100)
+	for _, w := range weights {
+		if n -= w.part; n < 0 {
+			// A role that dies again and again is started ever later; a new
+			// supervisor begins anew.
+			if s.restarts[w.who] >= 3 {
+				return "supervisor"
+			}
+			s.restarts[w.who]++
+			return w.who
+		}
+	}
+	panic("the weights are not 100")
+}
+
+// strike kills and returns when.
+func (s *siege) strike(who string) time.Time {
+	s.t.Helper()
+	pids := s.victims(who)
+	at := time.Now()
+	for _, pid := range pids {
+		_ = syscall.Kill(pid, syscall.SIGKILL) // one that ended meanwhile is as dead
+	}
+	s.fallen = s.fallen || who == "supervisor" || who == "everything"
+	s.all.add(func() { s.all.kills[who]++ })
+	return at
+}
+
+func (s *siege) victims(who string) (pids []int) {
+	keepers := func() []int { return s.role("handrail-keeper") }
+	switch who {
+	case "server":
+		return s.role("server-role")
+	case "link", "warden":
+		return s.role(who)
+	case "keepers":
+		return keepers()
+	case "everything":
+		for _, r := range []string{"server-role", "link", "warden"} {
+			pids = append(pids, s.role(r)...)
+		}
+		pids = append(pids, keepers()...)
+	}
+	return append([]int{s.cmd.Process.Pid}, pids...)
+}
+
+// revive does what whoever watches services does: what was started once is
+// started again, with the same words, once all of it is gone.
+func (s *siege) revive() {
+	s.t.Helper()
+	if !s.fallen {
+		return
+	}
+	<-s.done
+	s.until("the end of every role", func() bool {
+		return !slices.ContainsFunc(processesOf(s.data), func(f found) bool { return f.args[0] == "handrail" })
+	})
+	// One that is being killed has no name any more, and may still hold a port.
+	for _, address := range []string{s.page, s.ssh} {
+		s.until("the port "+address+" to be free", func() bool {
+			l, err := net.Listen("tcp", address)
+			if err == nil {
+				l.Close()
+			}
+			return err == nil
+		})
+	}
+	before := s.installation
+	if strings.Contains(before.errs.String(), "panic:") {
+		s.t.Errorf("somebody panicked:\n%s", before.errs)
+	}
+	next := rise(s.t, exec.Command(binary, "up", "--data", s.data, "--listen", s.page, "--ssh-listen", s.ssh), s.data)
+	next.page, next.ssh = before.page, before.ssh
+	s.installation, s.fallen = next, false
+	s.restarts = map[string]int{}
+}
+
+// recovers waits until nothing runs that has no session, and a session opens.
+func (s *siege) recovers(w *work, began time.Time, blow string) {
+	s.t.Helper()
+	var gone, healthy time.Duration
+	orphans := make(chan []found, 1)
+	go func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		left := w.orphans()
+		for ; len(left) > 0 && time.Since(began) < leaseBound; left = w.orphans() {
+			<-tick.C
+		}
+		gone = time.Since(began)
+		orphans <- left
+	}()
+	s.until("a session to open again", func() bool { return s.as(s.ada).run("ssh", s.host, "--", "echo in").out == "in\n" })
+	healthy = time.Since(began)
+	if left := <-orphans; len(left) > 0 {
+		s.t.Errorf("%s after the %s was killed these still run, and who started them is gone: %v", gone, blow, left)
+	}
+	first, _, _ := strings.Cut(blow, " ")
+	s.all.add(func() {
+		s.all.healthy[first] = max(s.all.healthy[first], healthy)
+		s.all.gone = max(s.all.gone, gone)
+	})
+}
+
+// settles ends what people started and waits until all of it is over.
+func (s *siege) settles(w *work) {
+	s.t.Helper()
+	w.working.Wait()
+	w.hangUp()
+	for _, id := range w.standing() {
+		s.as(s.ben).ok("revoke", id, "--reason", "the run is over")
+		w.must("grant.ended", id)
+	}
+	s.until("the end of every process of a session", func() bool { return len(w.left()) == 0 })
+	s.until("every session to be closed", func() bool { return len(s.live(s.as(s.ada))) == 0 })
+}
+
+// tally is what all sieges came to.
+type tally struct {
+	mu                                   sync.Mutex
+	began                                time.Time
+	runs, violations, entries, confirmed int
+	kills, points                        map[string]int
+	healthy                              map[string]time.Duration
+	gone                                 time.Duration
+}
+
+func (a *tally) add(f func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f()
+}
+
+func (a *tally) String() string {
+	round := map[string]string{}
+	for who, d := range a.healthy {
+		round[who] = d.Round(time.Millisecond).String()
+	}
+	line := func(v any) string { b, _ := json.Marshal(v); return strings.ReplaceAll(string(b), `"`, "") }
+	return fmt.Sprintf("siege: %d runs in %s, kills %s at %s; longest until healthy %s; longest until every orphan was dead %s; "+
+		"%d changes acknowledged and found once in ledgers of %d entries; violations: %d",
+		a.runs, time.Since(a.began).Round(time.Second), line(a.kills), line(a.points), line(round), a.gone.Round(time.Millisecond),
+		a.confirmed, a.entries, a.violations)
+}
