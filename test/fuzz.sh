@@ -12,7 +12,7 @@ ran=0 execs=0 failed=()
 while read -r package target; do
 	ran=$((ran + 1))
 	printf '%-42s %-40s ' "$package" "$target"
-	if go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" ${FUZZFLAGS:-} "$package" >"$log/out" 2>&1; then
+	if go test -run "^$" -fuzzminimizetime 1s -fuzz "^$target\$" -fuzztime "$time" ${FUZZFLAGS:-} "$package" >"$log/out" 2>&1; then
 		n=$(grep -oE 'execs: [0-9]+' "$log/out" | tail -1 | cut -d' ' -f2)
 		execs=$((execs + ${n:-0}))
 		echo "ok, ${n:-0} inputs, $(grep -oE 'total: [0-9]+' "$log/out" | tail -1 | cut -d' ' -f2) kept"
