@@ -224,7 +224,8 @@ func RootHash(vkey string) string {
 func validRootHash(s string) bool {
 	raw, ok := strings.CutPrefix(s, "sha256:")
 	b, err := base64.RawURLEncoding.Strict().DecodeString(raw)
-	return ok && err == nil && len(b) == 16
+	// The decoder skips line ends, so its length is looked at, too.
+	return ok && err == nil && len(b) == 16 && len(raw) == base64.RawURLEncoding.EncodedLen(16)
 }
 
 // Token is address, root-key hash and secret in one word, for logging in and
@@ -249,5 +250,9 @@ func ParseToken(s string) (Token, error) {
 	if err != nil || !validLine(string(addr)) || !validRootHash(parts[2]) || len(parts[3]) < 16 || !validWord(parts[3]) {
 		return Token{}, bad
 	}
-	return Token{Address: string(addr), RootHash: parts[2], Secret: parts[3]}, nil
+	t := Token{Address: string(addr), RootHash: parts[2], Secret: parts[3]}
+	if t.String() != s { // one token has one form
+		return Token{}, bad
+	}
+	return t, nil
 }
