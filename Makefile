@@ -39,6 +39,10 @@ test-servers: ## several servers over one PostgreSQL, killed in turns, RUNS time
 	HANDRAIL_TEST_LONG=1 $(GO) test -v -count=1 -timeout 20m -run 'CutOff|Gone' ./test/servers
 	$(GO) test -v -count=$${RUNS:-20} -timeout 40m -run TwoServers ./test/servers
 
+.PHONY: test-sim
+test-sim: ## simulated weeks with 200 hosts, SEEDS of them (default 20), ten hours of work a day
+	HANDRAIL_SIM_SEEDS=$${SEEDS:-20} HANDRAIL_SIM_HOURS=$${HOURS:-10} $(GO) test ./test/sim -v -count=1 -timeout 4h
+
 .PHONY: test-faults
 test-faults: ## every role killed at RUNS random points of real work (default 1000; 40 min, root)
 	HANDRAIL_TEST_RUNS=$${RUNS:-1000} $(GO) test ./test/spine -run TestNothingIsLostWhoeverIsKilled -v -count=1 -timeout 4h
