@@ -98,7 +98,7 @@ func (w *world) life(t *testing.T) {
 	// so that it jumps between two lives. True time and boot time do not.
 	skew := time.Duration(w.rnd.IntN(20)-10) * time.Minute
 	<-time.After(30*24*time.Hour + w.at + skew)
-	w.began = time.Now()
+	w.began, w.lives = time.Now(), w.lives+1
 	s := w.open(w.dir)
 	defer func() {
 		s.bury()
@@ -120,6 +120,7 @@ func (w *world) life(t *testing.T) {
 	<-time.After(tolerance)
 	synctest.Wait()
 	w.check(s)
+	w.keptPromises(s)
 	w.crashed(s)
 }
 
@@ -235,7 +236,7 @@ func (w *world) something() func(*server) {
 	case dice < 955:
 		return func(*server) { w.slow.Store(0) }
 	case dice < 965:
-		name := fmt.Sprintf("new-%d", int(w.now()/time.Second))
+		name := fmt.Sprintf("new-%d", w.rnd.Uint64())
 		return func(s *server) { w.leaves(s, p, boss, name) }
 	case dice < 968:
 		return func(s *server) { s.crash("idle") }
@@ -304,20 +305,31 @@ func (w *world) asks(s *server, p *person, at []*node, d decision) {
 			w.later(d.starts+time.Duration(i)*time.Minute, func(s *server) { w.opens(s, p, n, wire.LevelWrite, 2*d.long) })
 		}
 		w.later(d.early, func(s *server) {
-			var err error
 			switch d.ends {
-			case 0:
-				return
 			case 1:
-				_, err = s.access.Done(p.in(s), asked.Grant.ID)
+				over, err := s.access.Done(p.in(s), asked.Grant.ID)
+				w.ended(s, over, err)
 			case 2:
-				_, err = s.access.Revoke(d.by.in(s), asked.Grant.ID, "enough")
-			}
-			if err == nil {
-				w.ack(s, access.ActionEnded, asked.Grant.ID)
+				over, err := s.access.Revoke(d.by.in(s), asked.Grant.ID, "enough")
+				w.ended(s, over, err)
 			}
 		})
 	})
+}
+
+// ended remembers the end of a grant. One that acted before the database could
+// hear of it is in the ledger later.
+func (w *world) ended(s *server, over access.Over, err error) {
+	switch {
+	case err != nil:
+	case over.Pending:
+		w.count("ends before the database heard of them")
+		w.mu.Lock()
+		w.promised[over.Grant.ID] = w.lives
+		w.mu.Unlock()
+	default:
+		w.ack(s, access.ActionEnded, over.Grant.ID)
+	}
 }
 
 // agrees signs what was asked for.
@@ -336,9 +348,8 @@ func (w *world) breaksGlass(s *server, p *person, n *node, boss *person, late, l
 	w.count("broken glass")
 	w.opens(s, p, n, wire.LevelWrite, long)
 	w.later(late, func(s *server) {
-		if _, err := s.access.Revoke(boss.in(s), asked.Grant.ID, "it is up"); err == nil {
-			w.ack(s, access.ActionEnded, asked.Grant.ID)
-		}
+		over, err := s.access.Revoke(boss.in(s), asked.Grant.ID, "it is up")
+		w.ended(s, over, err)
 		if _, err := s.access.Review(boss.in(s), asked.Grant.ID, "justified", "it was down"); err == nil {
 			w.ack(s, access.ActionReviewed, asked.Grant.ID)
 		}

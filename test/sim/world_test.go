@@ -67,6 +67,8 @@ type world struct {
 	agreed    map[string]int64 // grant → the entry that made it a right
 	versions  map[string]int64
 	confirmed int
+	lives     int
+	promised  map[string]int // grants that were ended before the database heard of it, in which life
 }
 
 // ack is an entry that the server acknowledged.
@@ -91,7 +93,7 @@ type plan struct {
 func newWorld(t *testing.T, seed uint64) *world {
 	w := &world{seed: seed, rnd: mrand.New(mrand.NewPCG(seed, 1)), rnd2: mrand.New(mrand.NewPCG(seed, 2)), byID: map[string]*node{},
 		carried: map[string]string{}, writes: map[string]string{}, refusals: map[string]int{}, crashes: map[string]int{}, counts: map[string]int{},
-		opened: map[string]int64{}, closed: map[string]int{}, agreed: map[string]int64{}, versions: map[string]int64{}}
+		opened: map[string]int64{}, closed: map[string]int{}, agreed: map[string]int64{}, versions: map[string]int64{}, promised: map[string]int{}}
 	base := t.TempDir()
 	if shm, err := os.MkdirTemp("/dev/shm", "sim"); err == nil { // a disk that is slow only when it shall be
 		base = shm
@@ -314,6 +316,8 @@ func (w *world) takes(e ledger.Recorded) {
 	switch l.Action {
 	case "grant.activated", "grant.declared":
 		w.agreed[l.Object] = e.Seq
+	case "grant.ended":
+		delete(w.promised, l.Object)
 	case "session.opened":
 		if _, twice := w.opened[l.Session]; twice {
 			w.fail("session %s was opened twice", l.Session)
@@ -342,6 +346,19 @@ func (w *world) stillOpen(s *server) map[string]bool {
 		return err
 	}))
 	return open
+}
+
+// keptPromises looks whether ends that an earlier life took before its database
+// could hear of them are in the ledger by now.
+func (w *world) keptPromises(s *server) {
+	if s.dead() {
+		return
+	}
+	for grant, life := range w.promised {
+		if life < w.lives {
+			w.fail("the end of grant %s acted, and the ledger never heard of it", grant)
+		}
+	}
 }
 
 // nothingOpen looks whether a start closed what a crash left open.
