@@ -204,7 +204,6 @@ func (s *Server) newFront() (*front, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool := s.ring.CAPool()
 	conf := &tls.Config{
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			// Commands and nodes ask for this one name and trust our authority alone.
@@ -214,9 +213,9 @@ func (s *Server) newFront() (*front, error) {
 			return s.c.Given, nil
 		},
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", wire.ALPN, wire.PastALPN},
-		ClientAuth: tls.VerifyClientCertIfGiven, ClientCAs: pool,
+		ClientAuth: tls.VerifyClientCertIfGiven,
 	}
-	front := newFront(forRobots(conf), s.c.Listener.Addr(), s.fleet.ServeConn)
+	front := newFront(forRobots(conf, s.trusting(conf)), s.c.Listener.Addr(), s.fleet.ServeConn)
 	if s.shared() {
 		front.beOfSeveral(s.fleet.ServePeer)
 	}

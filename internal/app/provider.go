@@ -23,8 +23,8 @@ func (s *Server) openWorkloads() *oidc.Workloads {
 
 // forRobots is the TLS of connections to the name by which robots with a key
 // call: any certificate is taken, for the key that it proves alone. Nobody else
-// is asked for one of theirs.
-func forRobots(conf *tls.Config) *tls.Config {
+// is asked for one of theirs; others get their configuration as it is now.
+func forRobots(conf *tls.Config, others func() *tls.Config) *tls.Config {
 	robots := conf.Clone()
 	robots.ClientAuth, robots.ClientCAs = tls.RequireAnyClientCert, nil
 	robots.NextProtos = []string{"h2", "http/1.1"}
@@ -34,7 +34,7 @@ func forRobots(conf *tls.Config) *tls.Config {
 		if hello.ServerName == rpc.RobotName {
 			return robots, nil
 		}
-		return nil, nil
+		return others(), nil
 	}
 	return out
 }

@@ -22,6 +22,7 @@ import (
 	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/feature/recording"
 	"handrail.dev/handrail/internal/feature/roster"
+	"handrail.dev/handrail/internal/feature/rotation"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/sshgate"
 	"handrail.dev/handrail/internal/feature/voucher"
@@ -98,6 +99,7 @@ type Server struct {
 	peerConns  *queue // on which other servers speak the API
 	gate       *sshgate.Gate
 	erasures   *erasure.Erasures
+	rotations  *rotation.Rotations
 	circle     *witness.Circle
 	witness    *witness.Witness
 	handler    http.Handler
@@ -112,7 +114,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data), peerConns: newQueue(c.Listener.Addr())}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openErasures, s.openFleet, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openErasures, s.openRotations, s.openFleet, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -144,12 +146,12 @@ func (s *Server) openStore(ctx context.Context) (err error) {
 	if dsn == "" {
 		dsn = "sqlite:" + s.p.server()
 	}
-	bundle, signed := s.ring.Bundle()
+	bundle, _ := s.ring.Bundle()
 	s.store, err = store.Open(ctx, store.Config{
 		DSN: dsn, Origin: s.ring.Origin(), Signer: s.ring.Log(), Verifier: s.ring.LogVerifier(),
 		Seals: s.ring.Subjects(), Bootstrap: s.bootstrap.Active, Spool: s.p.server(), Epoch: bundle.Epoch,
 		Unspool: s.unspool,
-		Bundle:  func() []byte { return signed }, Migrations: migrations(), Observations: observations(),
+		Bundle:  s.signedBundle, Keys: rotation.LearnAtStart(s.ring), Migrations: migrations(), Observations: observations(),
 	})
 	if err != nil {
 		return err
@@ -183,7 +185,7 @@ func observations() []store.ObservationMigration {
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
 		identity.Schema(), directory.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
-		witness.Schema(), erasure.Schema(), recording.Schema(), inspect.Schema(), voucher.Schema(),
+		witness.Schema(), erasure.Schema(), recording.Schema(), inspect.Schema(), voucher.Schema(), rotation.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -195,7 +197,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(),
+		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(), rotation.Actions(),
 	} {
 		all = append(all, actions...)
 	}
@@ -221,7 +223,7 @@ func (s *Server) openPeople(ctx context.Context) error {
 }
 
 func (s *Server) openDoor(context.Context) error {
-	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds(), roster.DirectoryKinds(s.people),
+	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds(), rotation.Kinds(), roster.DirectoryKinds(s.people),
 		erasure.Kinds(func() *erasure.Erasures { return s.erasures }))
 	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
 	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
@@ -325,7 +327,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 	s.peerAPI = rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
-		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Erasures: s.erasures, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
+		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Erasures: s.erasures, Rotations: s.rotations, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Vouchers: s.vouchers.Load, Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	api := s.toHomes(s.peerAPI)
@@ -447,6 +449,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "archive of recordings", s.recordings.Keep)
 	run(below, "witnesses", s.circle.Run)
 	run(below, "erasures", s.erasures.Run)
+	run(below, "keys", s.rotations.Run)
 	run(below, "hosts without a node", s.agentless.Run)
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)

@@ -119,9 +119,7 @@ func (b *between) say(subject string, data []byte) {
 	}
 }
 
-func (b *between) key() ed25519.PublicKey {
-	return b.f.d.Ring.Order().Public().(ed25519.PublicKey)
-}
+func (b *between) keys() []ed25519.PublicKey { return b.f.d.Ring.OrderKeys() }
 
 // Ask asks one other server and waits for its answer, or until ctx ends.
 func (f *Fleet) Ask(ctx context.Context, server, what string, body []byte) ([]byte, error) {
@@ -148,7 +146,7 @@ func (f *Fleet) Ask(ctx context.Context, server, what string, body []byte) ([]by
 	for {
 		select {
 		case raw := <-heard:
-			a, err := wire.OpenPeerAnswer(raw, b.key(), ask)
+			a, err := wire.ByAny(b.keys(), func(k ed25519.PublicKey) (wire.PeerAnswer, error) { return wire.OpenPeerAnswer(raw, k, ask) })
 			if err != nil {
 				continue // somebody else's: wait for the right one
 			}
@@ -203,7 +201,7 @@ func (b *between) answered(raw []byte) {
 
 // heard answers an ask of another server, once.
 func (b *between) heard(ctx context.Context, raw []byte) {
-	ask, err := wire.OpenPeerAsk(raw, b.key())
+	ask, err := wire.ByAny(b.keys(), func(k ed25519.PublicKey) (wire.PeerAsk, error) { return wire.OpenPeerAsk(raw, k) })
 	if err != nil || ask.To != b.f.d.Cluster.ID {
 		b.f.d.Log.Warn("a message between servers was refused", "error", err)
 		return

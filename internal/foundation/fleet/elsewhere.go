@@ -32,7 +32,7 @@ func (f *Fleet) answer(ctx context.Context, ask wire.PeerAsk) ([]byte, error) {
 		}
 		return f.d.Answer(ctx, ask.From, ask.What, ask.Body)
 	}
-	b, err := wire.OpenBrake(ask.Body, f.d.Ring.Order().Public().(ed25519.PublicKey))
+	b, err := wire.ByAny(f.d.Ring.OrderKeys(), func(k ed25519.PublicKey) (wire.Brake, error) { return wire.OpenBrake(ask.Body, k) })
 	if err != nil {
 		return nil, err
 	}

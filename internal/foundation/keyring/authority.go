@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -30,15 +31,21 @@ const (
 
 var hostID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^h-[0-9a-z]{1,32}$`) })
 
-// CAPool holds the installation's authority alone: no public one is trusted.
+// CAPool holds the installation's authorities alone, those that count now: no
+// public one is trusted. Ask for it at each connection; keys are rotated.
 func (r *Ring) CAPool() *x509.CertPool {
 	pool := x509.NewCertPool()
-	pool.AddCert(r.caCert)
+	for _, der := range r.keys().bundle.Authorities(time.Now()) {
+		if cert, err := x509.ParseCertificate(der); err == nil {
+			pool.AddCert(cert)
+		}
+	}
 	return pool
 }
 
 // ServerCertificates gives a server its certificate for as long as it runs:
-// another one, with another key, once a third of its time is left.
+// another one, with another key, once a third of its time is left or the
+// authority was replaced.
 func (r *Ring) ServerCertificates(names []string) (current func() (*tls.Certificate, error), err error) {
 	first, err := r.ServerCertificate(names)
 	if err != nil {
@@ -52,7 +59,8 @@ func (r *Ring) servingFrom(cert *tls.Certificate, names []string) func() (*tls.C
 	return func() (*tls.Certificate, error) {
 		mu.Lock()
 		defer mu.Unlock()
-		if left := time.Until(cert.Leaf.NotAfter); left > cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)/3 {
+		left, current := time.Until(cert.Leaf.NotAfter), bytes.Equal(cert.Certificate[1], r.keys().caCert.Raw)
+		if current && left > cert.Leaf.NotAfter.Sub(cert.Leaf.NotBefore)/3 {
 			return cert, nil
 		}
 		next, err := r.ServerCertificate(names)
@@ -85,7 +93,8 @@ func (r *Ring) ServerCertificate(names []string) (tls.Certificate, error) {
 			tmpl.DNSNames = append(tmpl.DNSNames, n)
 		}
 	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, r.caCert, key.Public(), r.ca)
+	k := r.keys()
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, k.caCert, key.Public(), k.ca)
 	if err != nil {
 		return tls.Certificate{}, fault.Wrap(fault.Internal, err, "cannot certify the server")
 	}
@@ -93,7 +102,7 @@ func (r *Ring) ServerCertificate(names []string) (tls.Certificate, error) {
 	if err != nil {
 		return tls.Certificate{}, fault.Wrap(fault.Internal, err, "cannot certify the server")
 	}
-	return tls.Certificate{Certificate: [][]byte{der, r.caCert.Raw}, PrivateKey: key, Leaf: leaf}, nil
+	return tls.Certificate{Certificate: [][]byte{der, k.caCert.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
 // IssueNode certifies the key in a certificate request for one host, for 90
@@ -129,7 +138,8 @@ func (r *Ring) IssueNodeFor(csr []byte, host string, life time.Duration) ([]byte
 	tmpl := r.template(host, x509.ExtKeyUsageClientAuth)
 	tmpl.NotAfter = time.Now().Add(life)
 	tmpl.URIs = []*url.URL{{Scheme: nodeScheme, Host: nodeAuthority, Path: "/" + host}}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, r.caCert, req.PublicKey, r.ca)
+	k := r.keys()
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, k.nodeCA.cert, req.PublicKey, k.nodeCA.ca)
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot certify a node")
 	}

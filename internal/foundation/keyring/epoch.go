@@ -29,7 +29,7 @@ func NewEpoch(dir string, rootKey []byte, at time.Time) (*Ring, error) {
 	if err != nil || ledger.RootHash(vkey) != r.rootHash {
 		return nil, fault.New(fault.Denied, "cannot sign a new epoch: this is another installation's root key; %s is wanted", r.rootHash)
 	}
-	b := r.bundle
+	b := r.keys().bundle
 	b.Epoch, b.Version = max(b.Epoch+1, at.Unix()), max(b.Version+1, at.Unix())
 	signed, err := ledger.SignBundle(b, signer)
 	if err != nil {

@@ -221,29 +221,29 @@ func (d secureDir) readEd25519(name string) (ed25519.PrivateKey, error) {
 	return key, nil
 }
 
-func (d secureDir) readAuthority() (*ecdsa.PrivateKey, *x509.Certificate, error) {
-	der, err := d.readPEM(fileCA, "PRIVATE KEY")
+func (d secureDir) readAuthority(keyName, certName string) (*ecdsa.PrivateKey, *x509.Certificate, error) {
+	der, err := d.readPEM(keyName, "PRIVATE KEY")
 	if err != nil {
 		return nil, nil, err
 	}
 	any, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
-		return nil, nil, d.damaged(fileCA, err)
+		return nil, nil, d.damaged(keyName, err)
 	}
 	key, ok := any.(*ecdsa.PrivateKey)
 	if !ok {
-		return nil, nil, d.damaged(fileCA, errors.New("not an ECDSA key"))
+		return nil, nil, d.damaged(keyName, errors.New("not an ECDSA key"))
 	}
-	der, err = d.readPEM(fileCACert, "CERTIFICATE")
+	der, err = d.readPEM(certName, "CERTIFICATE")
 	if err != nil {
 		return nil, nil, err
 	}
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
-		return nil, nil, d.damaged(fileCACert, err)
+		return nil, nil, d.damaged(certName, err)
 	}
 	if !key.PublicKey.Equal(cert.PublicKey) {
-		return nil, nil, d.damaged(fileCACert, errors.New("it certifies another key"))
+		return nil, nil, d.damaged(certName, errors.New("it certifies another key"))
 	}
 	return key, cert, nil
 }

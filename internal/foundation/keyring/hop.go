@@ -4,11 +4,13 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/binary"
+	"strings"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
 )
 
 // MaxHop is how long a certificate lives with which the server logs in to a
@@ -58,7 +60,7 @@ func (r *Ring) SignSSHHop(h Hop) (ssh.Signer, *ssh.Certificate, error) {
 	if h.Source != "" {
 		cert.CriticalOptions["source-address"] = h.Source
 	}
-	if err := cert.SignCert(rand.Reader, r.sshUser); err != nil {
+	if err := cert.SignCert(rand.Reader, r.keys().hopSigner(now)); err != nil {
 		return nil, nil, fault.Wrap(fault.Internal, err, "cannot certify a hop")
 	}
 	signer, err := ssh.NewCertSigner(cert, key)
@@ -68,9 +70,8 @@ func (r *Ring) SignSSHHop(h Hop) (ssh.Signer, *ssh.Certificate, error) {
 	return signer, cert, nil
 }
 
-// SSHUserAuthority is the public key that a host without a node must trust, as
-// one line.
+// SSHUserAuthority is what a host without a node must trust, one line for each
+// public key: while an authority is replaced, the former one and the new one.
 func (r *Ring) SSHUserAuthority() string {
-	line := ssh.MarshalAuthorizedKey(r.sshUser.PublicKey())
-	return string(line[:len(line)-1])
+	return strings.Join(r.keys().bundle.SSHAuthorities(ledger.KeySSHUser, time.Now()), "\n")
 }

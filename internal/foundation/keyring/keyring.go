@@ -15,12 +15,12 @@ package keyring
 import (
 	"crypto"
 	"crypto/ecdh"
-	"crypto/ecdsa"
 	"crypto/ed25519"
-	"crypto/x509"
-	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/mod/sumdb/note"
@@ -49,26 +49,21 @@ const (
 	dirSubjects   = "subjects"
 )
 
-// Ring is an opened key ring. It is safe for use by several goroutines.
+// Ring is an opened key ring. It is safe for use by several goroutines. What a
+// rotation replaces is in keys, and is replaced as a whole.
 type Ring struct {
 	dir      string
 	origin   string
 	rootHash string
-	logKey   note.Signer
-	logVer   note.Verifier
-	order    ed25519.PrivateKey
-	ca       *ecdsa.PrivateKey
-	caCert   *x509.Certificate
-	sshUser  ssh.Signer
-	sshHost  ssh.Signer
+	now      atomic.Pointer[keys]
+	turn     sync.Mutex // one rotation at a time
 	hostKey  ssh.Signer
-	voucher  ssh.Signer // nil in a ring from before vouchers
-	bundle   ledger.Bundle
-	signed   []byte
 	subjects *Subjects
 	replay   *ReplayKey
 	server   string // which server of the installation this is; "": the only one
 }
+
+func (r *Ring) keys() *keys { return r.now.Load() }
 
 // Open reads the ring in dir. It refuses a ring that is half made, that others
 // could read, or whose bundle does not name exactly the keys that lie beside it.
@@ -82,7 +77,7 @@ func Open(dir string) (*Ring, error) {
 			WithHint("start the server once more with the root key directory at hand; it finishes the ring")
 	}
 	r := &Ring{dir: dir}
-	for _, load := range []func(secureDir) error{r.loadNames, r.loadSigners, r.loadAuthorities, r.loadReplay, r.loadBundle} {
+	for _, load := range []func(secureDir) error{r.loadNames, r.loadHostKey, r.loadReplay, r.loadKeys} {
 		if err := load(d); err != nil {
 			return nil, err
 		}
@@ -107,44 +102,15 @@ func (r *Ring) loadNames(d secureDir) error {
 	return nil
 }
 
-func (r *Ring) loadSigners(d secureDir) error {
-	text, err := d.read(fileLog)
+func (r *Ring) loadHostKey(d secureDir) error {
+	key, err := d.readEd25519(fileSSHHost)
 	if err != nil {
 		return err
 	}
-	skey := strings.TrimSpace(string(text))
-	if r.logKey, err = note.NewSigner(skey); err != nil {
-		return d.damaged(fileLog, err)
+	if r.hostKey, err = ssh.NewSignerFromKey(key); err != nil {
+		return d.damaged(fileSSHHost, err)
 	}
-	vkey, err := verifierKey(skey)
-	if err != nil {
-		return d.damaged(fileLog, err)
-	}
-	if r.logVer, err = note.NewVerifier(vkey); err != nil {
-		return d.damaged(fileLog, err)
-	}
-	r.order, err = d.readEd25519(fileOrder)
-	return err
-}
-
-func (r *Ring) loadAuthorities(d secureDir) error {
-	var err error
-	if r.ca, r.caCert, err = d.readAuthority(); err != nil {
-		return err
-	}
-	for _, f := range []struct {
-		name string
-		into *ssh.Signer
-	}{{fileSSHUserCA, &r.sshUser}, {fileSSHHostCA, &r.sshHost}, {fileSSHHost, &r.hostKey}} {
-		key, err := d.readEd25519(f.name)
-		if err != nil {
-			return err
-		}
-		if *f.into, err = ssh.NewSignerFromKey(key); err != nil {
-			return d.damaged(f.name, err)
-		}
-	}
-	return r.loadVoucher(d)
+	return nil
 }
 
 func (r *Ring) loadReplay(d secureDir) error {
@@ -160,41 +126,26 @@ func (r *Ring) loadReplay(d secureDir) error {
 	return nil
 }
 
-func (r *Ring) loadBundle(d secureDir) error {
-	signed, err := d.read(fileBundle)
-	if err != nil {
-		return err
-	}
-	b, err := ledger.OpenBundle(signed, r.rootHash)
-	if err != nil {
-		return d.damaged(fileBundle, err)
-	}
-	want, err := r.describe(b)
-	if err != nil {
-		return err
-	}
-	if !sameKeys(b, want) {
-		return fault.New(fault.Conflict, "cannot open the key ring %s: its bundle names other keys than those beside it", r.dir).
-			WithHint("restore the whole directory from one backup")
-	}
-	r.bundle, r.signed = b, signed
-	return nil
-}
-
 // Origin is the name under which the log signs, the first line of a checkpoint.
 func (r *Ring) Origin() string { return r.origin }
 
-// Log signs checkpoints.
-func (r *Ring) Log() note.Signer { return r.logKey }
+// Log signs checkpoints, by the old key too while one is handed over.
+func (r *Ring) Log() note.Signer { return logSigner{r} }
 
-// LogVerifier verifies what Log signs.
-func (r *Ring) LogVerifier() note.Verifier { return r.logVer }
+// LogVerifier verifies what Log signs, and has ever signed.
+func (r *Ring) LogVerifier() note.Verifier { return logVerifier{r} }
 
 // Order signs orders, leases and brakes (Ed25519).
-func (r *Ring) Order() crypto.Signer { return r.order }
+func (r *Ring) Order() crypto.Signer { return r.keys().order }
+
+// OrderKeys are the keys by which the servers of this installation sign now.
+func (r *Ring) OrderKeys() []ed25519.PublicKey { return r.keys().bundle.OrderKeys(time.Now()) }
 
 // Bundle is the trust bundle in force, parsed and as the root key signed it.
-func (r *Ring) Bundle() (ledger.Bundle, []byte) { return r.bundle, append([]byte(nil), r.signed...) }
+func (r *Ring) Bundle() (ledger.Bundle, []byte) {
+	k := r.keys()
+	return k.bundle, append([]byte(nil), k.signed...)
+}
 
 // RootHash is the hash of the root key that tokens carry.
 func (r *Ring) RootHash() string { return r.rootHash }
@@ -204,28 +155,3 @@ func (r *Ring) Subjects() *Subjects { return r.subjects }
 
 // Replay wraps the data keys of recordings for whoever may replay them.
 func (r *Ring) Replay() *ReplayKey { return r.replay }
-
-// describe is b with the keys of this ring in it.
-func (r *Ring) describe(b ledger.Bundle) (ledger.Bundle, error) {
-	text, err := os.ReadFile(filepath.Join(r.dir, fileLog))
-	if err != nil {
-		return ledger.Bundle{}, fault.Wrap(fault.Internal, err, "cannot read the log key")
-	}
-	vkey, err := verifierKey(strings.TrimSpace(string(text)))
-	if err != nil {
-		return ledger.Bundle{}, fault.Wrap(fault.Internal, err, "cannot read the log key")
-	}
-	line := func(s ssh.Signer) []string {
-		return []string{strings.TrimSpace(string(ssh.MarshalAuthorizedKey(s.PublicKey())))}
-	}
-	var vouchers []string
-	if r.voucher != nil {
-		vouchers = line(r.voucher)
-	}
-	return ledger.Bundle{
-		VoucherCA: vouchers, OfflineCA: b.OfflineCA,
-		RootKey: b.RootKey, Version: b.Version, Epoch: b.Epoch, Origin: r.origin, LogKey: vkey,
-		OrderKey: r.order.Public().(ed25519.PublicKey), CA: [][]byte{r.caCert.Raw},
-		SSHUserCA: line(r.sshUser), SSHHostCA: line(r.sshHost),
-	}, nil
-}

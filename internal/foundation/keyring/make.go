@@ -1,7 +1,6 @@
 package keyring
 
 import (
-	"bytes"
 	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -81,7 +80,7 @@ func finish(d, root secureDir, origin string) error {
 		return err
 	}
 	r := &Ring{dir: d.path}
-	for _, load := range []func(secureDir) error{r.loadNames, r.loadSigners, r.loadAuthorities, r.loadReplay} {
+	for _, load := range []func(secureDir) error{r.loadNames, r.loadHostKey, r.loadReplay} {
 		if err := load(d); err != nil {
 			return err
 		}
@@ -90,7 +89,7 @@ func finish(d, root secureDir, origin string) error {
 		return fault.New(fault.Conflict, "cannot finish the key ring: it was begun as %q, not %q", r.origin, origin)
 	}
 	if !d.has(fileBundle) {
-		b, err := r.describe(ledger.Bundle{Version: 1, Epoch: 1, RootKey: rootPublic})
+		b, err := firstBundle(d, r.origin, rootPublic)
 		if err != nil {
 			return err
 		}
@@ -102,7 +101,7 @@ func finish(d, root secureDir, origin string) error {
 			return err
 		}
 	}
-	if err := r.loadBundle(d); err != nil {
+	if err := r.loadKeys(d); err != nil {
 		return err
 	}
 	return d.remove(fileMaking)
@@ -226,6 +225,10 @@ func certifyAuthority(d secureDir, origin string) ([]byte, error) {
 	if !ok {
 		return nil, errors.New("the key of the authority is not ECDSA")
 	}
+	return certifyKey(key, origin)
+}
+
+func certifyKey(key *ecdsa.PrivateKey, origin string) ([]byte, error) {
 	now := time.Now()
 	cert := &x509.Certificate{
 		SerialNumber: randomSerial(), Subject: pkix.Name{CommonName: "handrail " + origin},
@@ -278,14 +281,4 @@ func checkOrigin(origin string) error {
 		return fault.New(fault.Invalid, "cannot make a key ring named %q: a name has 1 to 200 characters, no space and no plus", origin)
 	}
 	return nil
-}
-
-// sameKeys compares what two bundles name, whatever their version. A bundle
-// from before vouchers names no authority for them.
-func sameKeys(a, b ledger.Bundle) bool {
-	return a.Origin == b.Origin && a.LogKey == b.LogKey && bytes.Equal(a.OrderKey, b.OrderKey) &&
-		slices.ContainsFunc(a.CA, func(der []byte) bool { return len(b.CA) > 0 && bytes.Equal(der, b.CA[0]) }) &&
-		len(b.SSHUserCA) > 0 && slices.Contains(a.SSHUserCA, b.SSHUserCA[0]) &&
-		len(b.SSHHostCA) > 0 && slices.Contains(a.SSHHostCA, b.SSHHostCA[0]) &&
-		(len(a.VoucherCA) == 0 || len(b.VoucherCA) > 0 && slices.Contains(a.VoucherCA, b.VoucherCA[0]))
 }

@@ -1,14 +1,15 @@
 package keyring
 
 import (
-	"bytes"
 	"crypto/rand"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
 )
 
 // MaxSSHUser is how long an SSH user certificate lives at most.
@@ -37,7 +38,7 @@ func (r *Ring) SignSSHUser(key ssh.PublicKey, personID, deviceID string, validFo
 		ValidAfter: uint64(now.Add(-skew).Unix()), ValidBefore: uint64(now.Add(validFor).Unix()),
 		Permissions: ssh.Permissions{Extensions: map[string]string{"permit-pty": ""}},
 	}
-	if err := cert.SignCert(rand.Reader, r.sshUser); err != nil {
+	if err := cert.SignCert(rand.Reader, r.keys().sshUser); err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot certify an SSH key")
 	}
 	return cert, nil
@@ -48,9 +49,10 @@ func IssuedAt(cert *ssh.Certificate) time.Time {
 	return time.Unix(int64(cert.ValidAfter), 0).Add(skew)
 }
 
-// IsSSHUserAuthority says whether key is the authority for people's keys.
+// IsSSHUserAuthority says whether key is an authority for people's keys that
+// counts now.
 func (r *Ring) IsSSHUserAuthority(key ssh.PublicKey) bool {
-	return bytes.Equal(key.Marshal(), r.sshUser.PublicKey().Marshal())
+	return slices.Contains(r.keys().bundle.SSHAuthorities(ledger.KeySSHUser, time.Now()), sshLine(key))
 }
 
 // SSHHostSigner is the gateway's host key with a certificate for these names,
@@ -62,7 +64,7 @@ func (r *Ring) SSHHostSigner(names []string) (ssh.Signer, error) {
 		KeyId: "handrail gateway", ValidPrincipals: append([]string{ServerName}, names...),
 		ValidAfter: uint64(now.Add(-skew).Unix()), ValidBefore: uint64(now.Add(hostCertificateFor).Unix()),
 	}
-	if err := cert.SignCert(rand.Reader, r.sshHost); err != nil {
+	if err := cert.SignCert(rand.Reader, r.keys().sshHost); err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot certify the gateway's host key")
 	}
 	signer, err := ssh.NewCertSigner(cert, r.hostKey)

@@ -112,7 +112,7 @@ func (r *Ring) SealFor(public []byte, context string) ([]byte, error) {
 		if mayMiss(name) && !d.has(name) {
 			continue
 		}
-		if p.Files[name], err = d.read(name); err != nil {
+		if p.Files[name], err = d.read(r.keys().file(name)); err != nil {
 			return nil, err
 		}
 	}

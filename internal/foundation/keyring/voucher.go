@@ -1,6 +1,7 @@
 package keyring
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"slices"
@@ -18,22 +19,26 @@ import (
 // voucherSlack is how far a host's clock may be behind.
 const voucherSlack = 5 * time.Minute
 
-func (r *Ring) loadVoucher(d secureDir) error {
+func readVoucher(d secureDir) (ssh.Signer, error) {
 	if !d.has(fileVoucherCA) {
-		return nil
+		return nil, nil
 	}
 	key, err := d.readEd25519(fileVoucherCA)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if r.voucher, err = ssh.NewSignerFromKey(key); err != nil {
-		return d.damaged(fileVoucherCA, err)
+	s, err := ssh.NewSignerFromKey(key)
+	if err != nil {
+		return nil, d.damaged(fileVoucherCA, err)
 	}
-	return nil
+	return s, nil
 }
 
 // GivesVouchers says whether this installation has an authority for vouchers.
-func (r *Ring) GivesVouchers() bool { return r.voucher != nil && len(r.bundle.VoucherCA) > 0 }
+func (r *Ring) GivesVouchers() bool {
+	k := r.keys()
+	return k.voucher != nil && len(k.bundle.VoucherCA) > 0
+}
 
 // SignVoucher certifies a person's key as a voucher with these terms.
 func (r *Ring) SignVoucher(key ssh.PublicKey, serial uint64, terms wire.VoucherTerms, validFor time.Duration) (*ssh.Certificate, error) {
@@ -44,7 +49,7 @@ func (r *Ring) SignVoucher(key ssh.PublicKey, serial uint64, terms wire.VoucherT
 	if validFor <= 0 || validFor > wire.MaxVoucherLife {
 		return nil, fault.New(fault.Invalid, "cannot give a voucher for %s: at most %s", validFor, wire.MaxVoucherLife)
 	}
-	return MakeVoucher(r.voucher, key, serial, terms, time.Now(), validFor)
+	return MakeVoucher(r.keys().voucher, key, serial, terms, time.Now(), validFor)
 }
 
 // MakeVoucher makes the certificate. A ceremony calls it with the key that it
@@ -156,13 +161,15 @@ func (r *Ring) Adopt(signed []byte) (version int64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	want, err := r.describe(b)
+	now := r.keys().bundle
+	want := b
+	want.VoucherCA, want.OfflineCA, want.Version = now.VoucherCA, now.OfflineCA, now.Version
+	text, err := want.Text()
 	if err != nil {
 		return 0, err
 	}
-	want.VoucherCA = b.VoucherCA // loadBundle compares it with the key
-	if b.Version <= r.bundle.Version || b.Epoch != r.bundle.Epoch || !sameKeys(b, want) {
-		return 0, fault.New(fault.Denied, "cannot adopt trust bundle %d: %d is in force, and it must name the same keys", b.Version, r.bundle.Version)
+	if held, err := now.Text(); err != nil || b.Version <= now.Version || !bytes.Equal(text, held) {
+		return 0, fault.New(fault.Denied, "cannot adopt trust bundle %d: %d is in force, and it must name the same keys", b.Version, now.Version)
 	}
 	d, err := openDir(r.dir)
 	if err != nil {
@@ -183,8 +190,8 @@ func (r *Ring) VoucherIn(raw []byte) (terms wire.VoucherTerms, serial uint64, of
 		return bad("it is none")
 	}
 	signer := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(cert.SignatureKey)))
-	offline = slices.Contains(r.bundle.OfflineCA, signer)
-	if !offline && !slices.Contains(r.bundle.VoucherCA, signer) {
+	offline = slices.Contains(r.keys().bundle.OfflineCA, signer)
+	if !offline && !slices.Contains(r.keys().bundle.VoucherCA, signer) {
 		return bad("no authority of this installation made it")
 	}
 	checker := ssh.CertChecker{

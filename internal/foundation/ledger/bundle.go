@@ -27,6 +27,7 @@ type Bundle struct {
 	VoucherCA []string // certifies vouchers; empty: this installation gives none
 	OfflineCA []string // certifies vouchers too; its key is split and no server has it
 	Epoch     int64    // higher than before: the ledger was restored or forked on purpose
+	Former    []Former // keys that were replaced, oldest first
 }
 
 // Bounds of a bundle.
@@ -81,6 +82,9 @@ func (b Bundle) text() (string, error) {
 	for _, k := range b.OfflineCA {
 		line("voucher-offline-ca", k)
 	}
+	for _, f := range b.Former {
+		line("former", f.Kind+" "+strconv.FormatInt(f.Until, 10)+" "+f.Key)
+	}
 	return t.String(), nil
 }
 
@@ -114,6 +118,14 @@ func (b Bundle) check() error {
 	for _, k := range slices.Concat(b.SSHUserCA, b.SSHHostCA, b.VoucherCA, b.OfflineCA) {
 		if !validLine(k) {
 			return bad("an SSH CA is not one line of ASCII")
+		}
+	}
+	if len(b.Former) > maxFormer {
+		return bad("it has too many former keys")
+	}
+	for _, f := range b.Former {
+		if err := f.check(); err != nil {
+			return bad(err.Error())
 		}
 	}
 	return nil
@@ -198,6 +210,10 @@ func parseBundle(text string) (Bundle, error) {
 			b.VoucherCA = append(b.VoucherCA, value)
 		case "voucher-offline-ca":
 			b.OfflineCA = append(b.OfflineCA, value)
+		case "former":
+			var f Former
+			f, err = parseFormer(value)
+			b.Former = append(b.Former, f)
 		default:
 			return bad(line)
 		}

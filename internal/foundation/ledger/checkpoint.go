@@ -22,7 +22,11 @@ func SignCheckpoint(origin string, tree tlog.Tree, s note.Signer) ([]byte, error
 		return nil, err
 	}
 	text := origin + "\n" + strconv.FormatInt(tree.N, 10) + "\n" + base64.StdEncoding.EncodeToString(tree.Hash[:]) + "\n"
-	b, err := note.Sign(&note.Note{Text: text}, s)
+	signers := []note.Signer{s}
+	if c, ok := s.(LogSigners); ok {
+		signers = c.Signers()
+	}
+	b, err := note.Sign(&note.Note{Text: text}, signers...)
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot sign checkpoint at %d", tree.N)
 	}
@@ -35,7 +39,7 @@ func OpenCheckpoint(b []byte, origin string, v note.Verifier) (tlog.Tree, error)
 	if len(b) > MaxCheckpoint {
 		return tlog.Tree{}, fault.New(fault.Invalid, "cannot open checkpoint: %d bytes, at most %d are allowed", len(b), MaxCheckpoint)
 	}
-	n, err := note.Open(b, note.VerifierList(v))
+	n, err := note.Open(b, note.VerifierList(KeysOf(v)...))
 	if err != nil {
 		return tlog.Tree{}, fault.Wrap(fault.Invalid, err, "cannot open checkpoint")
 	}

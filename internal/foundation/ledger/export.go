@@ -213,6 +213,7 @@ func VerifyExport(r io.ReaderAt, size int64, opts ExportOptions, progress func(d
 	}
 	if v.key != nil {
 		v.points(opts)
+		v.handOvers()
 		v.witnesses(opts.Witnesses)
 		v.entries()
 		v.absences()
@@ -237,6 +238,7 @@ type exportCheck struct {
 	head     tlog.Tree
 	signed   map[int64][]signedPoint
 	cosigned [][]byte
+	hands    []signedHand
 	sizes    []int64 // of signed, in order
 	tree     Frontier
 	erased   map[string]bool
@@ -336,7 +338,10 @@ func (v *exportCheck) trust(opts ExportOptions) error {
 		vkey = strings.TrimSpace(string(raw))
 		v.report.Trust = "the export's own word: the log key inside, " + vkey
 	}
-	key, err := note.NewVerifier(vkey)
+	key, err := logKeys([]string{vkey})
+	if err == nil && hasBundle {
+		key, err = b.LogEver()
+	}
 	if err != nil {
 		v.find(exportLogKey, "%v", err)
 		return nil
@@ -361,6 +366,7 @@ func (v *exportCheck) points(opts ExportOptions) {
 		return
 	}
 	v.report.Checkpoint = fmt.Sprintf("%d %s", v.head.N, v.head.Hash)
+	v.noteSigners(exportHead, b)
 	v.signed[v.head.N] = append(v.signed[v.head.N], signedPoint{exportHead, v.head})
 	for name := range v.files {
 		for prefix, what := range map[string]string{exportOlder: "checkpoint at ", exportCosign: "cosigned checkpoint at "} {
@@ -397,6 +403,7 @@ func (v *exportCheck) point(name, what, size string) {
 		v.find(what+size, "it is the one of size %d", tree.N)
 	default:
 		v.report.Checkpoints++
+		v.noteSigners(name, b)
 		v.signed[tree.N] = append(v.signed[tree.N], signedPoint{what + size, tree})
 		if strings.HasPrefix(name, exportCosign) {
 			v.cosigned = append(v.cosigned, b)

@@ -15,6 +15,7 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +54,9 @@ type Config struct {
 	// Unspool changes state for a brake that was used while the database was
 	// away, when it is back; nil records the entry alone.
 	Unspool func(*Tx, ledger.Entry) ([]ledger.Entry, error)
+	// Keys brings Signer and Verifier up to date with what the database says of
+	// rotations, before anything is compared with a signature; may be nil.
+	Keys func(v *View) error
 }
 
 // engine is how one of the two databases takes a Record.
@@ -98,6 +102,7 @@ type published struct {
 
 type signedHead struct {
 	tree tlog.Tree
+	by   string // the keys that signed
 	note []byte
 }
 
@@ -127,6 +132,11 @@ func (s *Store) open(ctx context.Context) error {
 	}
 	if err := s.openPools(ctx); err != nil {
 		return err
+	}
+	if s.cfg.Keys != nil {
+		if err := s.View(ctx, s.cfg.Keys); err != nil {
+			return err
+		}
 	}
 	if s.cfg.Spool != "" {
 		if s.spool, err = openSpool(s.cfg.Spool); err != nil {
@@ -196,13 +206,14 @@ func (s *Store) checkOwner(ctx context.Context) error {
 	if err != nil || len(newest) == 0 {
 		return err
 	}
-	_, err = note.Open([]byte(newest[0]), note.VerifierList(s.cfg.Verifier))
+	keys := ledger.KeysOf(s.cfg.Verifier)
+	_, err = note.Open([]byte(newest[0]), note.VerifierList(keys...))
 	var unknown *note.UnverifiedNoteError
 	if !errors.As(err, &unknown) {
 		return nil
 	}
 	for _, signature := range unknown.Note.UnverifiedSigs {
-		if signature.Hash == s.cfg.Verifier.KeyHash() {
+		if slices.ContainsFunc(keys, func(k note.Verifier) bool { return k.KeyHash() == signature.Hash }) {
 			return nil // its name was touched
 		}
 	}

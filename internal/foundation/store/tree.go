@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
+	"strings"
 	"sync"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -196,7 +199,7 @@ func (s *Store) withReader(ctx context.Context, p *published, fn func(tlog.HashR
 }
 
 // Head is the newest durable tree with its signed checkpoint. At most one
-// checkpoint is signed for each tree, and none for one that is not durable.
+// checkpoint is signed for each tree by the same keys, and none for one that is not durable.
 func (s *Store) Head(ctx context.Context) (tlog.Tree, []byte, error) {
 	if err := s.Damage(); err != nil {
 		return tlog.Tree{}, nil, err
@@ -204,7 +207,8 @@ func (s *Store) Head(ctx context.Context) (tlog.Tree, []byte, error) {
 	s.signMu.Lock()
 	defer s.signMu.Unlock()
 	p := s.head.Load()
-	if s.signed.note != nil && s.signed.tree == p.tree {
+	by := signersOf(s.cfg.Signer)
+	if s.signed.note != nil && s.signed.tree == p.tree && s.signed.by == by {
 		return s.signed.tree, s.signed.note, nil
 	}
 	b, err := ledger.SignCheckpoint(s.cfg.Origin, p.tree, s.cfg.Signer)
@@ -215,9 +219,26 @@ func (s *Store) Head(ctx context.Context) (tlog.Tree, []byte, error) {
 	if err := s.anchor.remember(b); err != nil {
 		return tlog.Tree{}, nil, err
 	}
-	s.signed = signedHead{p.tree, b}
+	s.signed = signedHead{p.tree, by, b}
 	return p.tree, b, nil
 }
+
+// signersOf names the keys behind a signer: when they change, the newest tree
+// is signed again.
+func signersOf(s note.Signer) string {
+	signers := []note.Signer{s}
+	if c, ok := s.(ledger.LogSigners); ok {
+		signers = c.Signers()
+	}
+	var names strings.Builder
+	for _, s := range signers {
+		fmt.Fprintf(&names, "%08x ", s.KeyHash())
+	}
+	return names.String()
+}
+
+// Settle stores the newest checkpoint now.
+func (s *Store) Settle(ctx context.Context) error { return s.settle(ctx) }
 
 // Size is how many entries the ledger holds, also when it accepts none any more.
 func (s *Store) Size() int64 { return s.head.Load().tree.N }

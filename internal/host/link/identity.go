@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -44,6 +45,8 @@ type identity struct {
 	cert tls.Certificate
 	mu   sync.Mutex
 	open ledger.Bundle
+	// turned hears that another authority certifies from now on.
+	turned chan struct{}
 }
 
 // IsJoined reports whether dir holds an identity.
@@ -61,7 +64,7 @@ func load(dir string) (*identity, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the link")
 	}
-	id := &identity{dir: dir}
+	id := &identity{dir: dir, turned: make(chan struct{}, 1)}
 	if err := json.Unmarshal(b, id); err != nil || id.V != 1 || len(id.Addresses) == 0 {
 		return nil, fault.New(fault.Invalid, "cannot read %s: it is damaged", filepath.Join(dir, infoName)).
 			WithHint("remove %s and join again", dir)
@@ -125,16 +128,22 @@ func (id *identity) learn(signed []byte) error {
 	}
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if b.Version <= id.open.Version || b.Origin != id.open.Origin {
+	if b.Version <= id.open.Version || b.Epoch < id.open.Epoch || b.Origin != id.open.Origin {
 		return nil
 	}
 	id.open, id.Bundle = b, signed
+	if !id.certifiedLocked() {
+		select {
+		case id.turned <- struct{}{}:
+		default: // it was said already
+		}
+	}
 	return id.save()
 }
 
 func pool(b ledger.Bundle) (*x509.CertPool, error) {
 	p := x509.NewCertPool()
-	for _, der := range b.CA {
+	for _, der := range b.Authorities(time.Now()) {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
 			return nil, fault.Wrap(fault.Invalid, err, "cannot use the trust bundle's CA")
@@ -147,9 +156,38 @@ func pool(b ledger.Bundle) (*x509.CertPool, error) {
 // noProtocol is the TLS alert of a server that speaks none of our protocols.
 const noProtocol = tls.AlertError(120)
 
-// dial makes the mTLS connection. The server is known by the installation's
-// CA alone, which the pinned root key vouches for.
+// certifiedLocked says whether an authority in force certified this node. The
+// caller holds mu.
+func (id *identity) certifiedLocked() bool {
+	for _, der := range id.open.CA {
+		c, err := x509.ParseCertificate(der)
+		if err == nil && id.cert.Leaf != nil && id.cert.Leaf.CheckSignatureFrom(c) == nil {
+			return true
+		}
+	}
+	return false
+}
+
+// dial makes the mTLS connection. A server of an unknown authority may mean that
+// this node was away while authorities were replaced: then the trust bundle is
+// asked for, once. That question needs no trust, since the root key signed the
+// answer.
 func (id *identity) dial(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error), at wire.ServerAt) (net.Conn, error) {
+	c, err := id.dialOnce(ctx, dial, at)
+	var unknown x509.UnknownAuthorityError
+	if !errors.As(err, &unknown) {
+		return c, err
+	}
+	_, signed, terr := joiner{address: at.Address, t: ledger.Token{RootHash: id.RootHash}, o: JoinOptions{Dial: dial}}.trust(ctx)
+	if terr != nil || id.learn(signed) != nil {
+		return nil, err
+	}
+	return id.dialOnce(ctx, dial, at)
+}
+
+// dialOnce knows the server by the installation's authorities alone, which the
+// pinned root key vouches for.
+func (id *identity) dialOnce(ctx context.Context, dial func(context.Context, string, string) (net.Conn, error), at wire.ServerAt) (net.Conn, error) {
 	address := at.Address
 	id.mu.Lock()
 	bundle, cert := id.open, id.cert

@@ -26,6 +26,8 @@ const (
 	renewLook = time.Hour
 	// renewRest is the least pause after a renewal, done or refused.
 	renewRest = 10 * time.Minute
+	// renewSpread is over how long a fleet renews when its authority was replaced.
+	renewSpread = 20 * time.Second
 	// renewTimeout bounds one: it is an entry in the ledger.
 	renewTimeout = 30 * time.Second
 )
@@ -84,11 +86,15 @@ func (id *identity) keep(key *ecdsa.PrivateKey, der []byte) error {
 	return nil
 }
 
-// untilRenewal is the time until a third of the certificate's life is left.
+// untilRenewal is the time until a third of the certificate's life is left, or
+// none if the authority that made it was replaced.
 func (id *identity) untilRenewal(now time.Time) time.Duration {
 	id.mu.Lock()
-	leaf := id.cert.Leaf
+	leaf, current := id.cert.Leaf, id.certifiedLocked()
 	id.mu.Unlock()
+	if !current {
+		return 0
+	}
 	return leaf.NotAfter.Sub(now) - leaf.NotAfter.Sub(leaf.NotBefore)/3
 }
 
@@ -107,8 +113,21 @@ func (b *bus) renewals(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-b.l.id.turned:
+			if err := pause(ctx, mathrand.N(renewSpread)); err != nil {
+				return err
+			}
 		case <-time.After(wait + mathrand.N(renewRest/2)): // a fleet that joined in one hour must not renew in one second
 		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
 	}
 }
 

@@ -2,6 +2,7 @@ package link
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/tls"
 	"encoding/json"
 	"math/rand/v2"
@@ -28,7 +29,9 @@ const (
 func (id *identity) learnServers(signed []byte) error {
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	list, err := wire.OpenServers(signed, id.open.OrderKey, id.open.Origin)
+	list, err := wire.ByAny(id.open.OrderKeys(time.Now()), func(k ed25519.PublicKey) (wire.Servers, error) {
+		return wire.OpenServers(signed, k, id.open.Origin)
+	})
 	if err != nil || id.Servers != nil && list.Version <= id.Servers.Version {
 		return err
 	}

@@ -149,9 +149,9 @@ func (d *entrances) read(session string, from int64) ([]byte, error) {
 // ledger, whole.
 func (d *entrances) forget(receipt []byte) error {
 	d.w.judge.mu.Lock()
-	key := d.w.judge.bundle.OrderKey
+	keys := d.w.judge.orderKeys()
 	d.w.judge.mu.Unlock()
-	r, err := wire.OpenReceipt(receipt, key)
+	r, err := wire.ByAny(keys, func(k ed25519.PublicKey) (wire.Receipt, error) { return wire.OpenReceipt(receipt, k) })
 	if err != nil {
 		return refuse(RuleSignature, "%v", err)
 	}

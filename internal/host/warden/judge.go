@@ -1,8 +1,10 @@
 package warden
 
 import (
+	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -85,8 +87,8 @@ type judge struct {
 
 	mu      sync.Mutex
 	bundle  ledger.Bundle
-	signed  []byte // the bundle as signed
-	log     note.Verifier
+	signed  []byte         // the bundle as signed
+	log     ledger.LogKeys // what a server may sign by now
 	last    tlog.Tree
 	note    []byte // last's checkpoint
 	known   []tlog.Tree
@@ -121,7 +123,11 @@ func newJudge(p pinFile, policy hostPolicy, boot func() time.Duration) (*judge, 
 		return nil, err
 	}
 	if len(p.Checkpoint) > 0 {
-		tree, err := ledger.OpenCheckpoint(p.Checkpoint, j.bundle.Origin, j.log)
+		ever, err := j.bundle.LogEver() // it is our own: it may be from before a rotation
+		if err != nil {
+			return nil, err
+		}
+		tree, err := ledger.OpenCheckpoint(p.Checkpoint, j.bundle.Origin, ever)
 		if err != nil {
 			return nil, err
 		}
@@ -140,7 +146,7 @@ func (j *judge) trust(signed []byte) error {
 	if j.signed != nil && (b.Version <= j.bundle.Version || b.Epoch < j.bundle.Epoch || b.Origin != j.bundle.Origin) {
 		return fault.New(fault.Denied, "cannot accept trust bundle %d: %d is in force", b.Version, j.bundle.Version)
 	}
-	v, err := note.NewVerifier(b.LogKey)
+	v, err := b.Log(j.trustTime())
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "cannot accept trust bundle %d", b.Version)
 	}
@@ -151,6 +157,33 @@ func (j *judge) trust(signed []byte) error {
 	}
 	j.bundle, j.signed, j.log = b, signed, v
 	return nil
+}
+
+// trustTime is by which a former key's end is judged: the later of this host's
+// clock and of what the last lease said, so that turning one of them back
+// brings no key back.
+func (j *judge) trustTime() time.Time {
+	now := time.Now()
+	if j.alone.wall != nil {
+		now = j.alone.wall()
+	}
+	if j.lease.have {
+		if server := time.UnixMicro(j.lease.server).Add(j.boot() - j.lease.asked); server.After(now) {
+			return server
+		}
+	}
+	return now
+}
+
+// orderKeys are those whose word counts now. The caller holds mu.
+func (j *judge) orderKeys() []ed25519.PublicKey { return j.bundle.OrderKeys(j.trustTime()) }
+
+// logNow is what opens checkpoints that a server sends now. The caller holds mu.
+func (j *judge) logNow() note.Verifier {
+	if keys, err := j.bundle.Log(j.trustTime()); err == nil {
+		return keys
+	}
+	return j.log
 }
 
 // extend checks that tree is of the same log as all trees seen here. The
@@ -246,11 +279,11 @@ func (j *judge) answer(nonce, signed []byte, from int64, proof []tlog.Hash) (wir
 			}
 		}
 	}
-	a, err := wire.OpenLease(signed, j.bundle.OrderKey, ask.LeaseAsk)
+	a, err := wire.ByAny(j.orderKeys(), func(k ed25519.PublicKey) (wire.LeaseAnswer, error) { return wire.OpenLease(signed, k, ask.LeaseAsk) })
 	if err != nil {
 		return a, refuse(RuleSignature, "%v", err)
 	}
-	tree, err := ledger.OpenCheckpoint(a.Checkpoint, j.bundle.Origin, j.log)
+	tree, err := ledger.OpenCheckpoint(a.Checkpoint, j.bundle.Origin, j.logNow())
 	if err != nil {
 		return a, refuse(RuleProof, "cannot accept lease: %v", err)
 	}
@@ -316,7 +349,7 @@ func (j *judge) order(e wire.Envelope) (accepted, error) {
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if !o.VerifySignature(j.bundle.OrderKey) {
+	if !slices.ContainsFunc(j.orderKeys(), o.VerifySignature) {
 		return accepted{}, refuse(RuleSignature, "cannot accept order: the order key did not sign it")
 	}
 	now := j.boot()
@@ -350,10 +383,10 @@ func (j *judge) order(e wire.Envelope) (accepted, error) {
 
 // prove checks that the order is in the ledger that this node knows.
 func (j *judge) prove(o wire.Order, e wire.Envelope, now time.Duration) (ledger.Leaf, error) {
-	if err := o.Proof().Verify(j.log, j.bundle.Origin); err != nil {
+	if err := o.Proof().Verify(j.logNow(), j.bundle.Origin); err != nil {
 		return ledger.Leaf{}, refuse(RuleProof, "cannot accept order: %v", err)
 	}
-	tree, err := ledger.OpenCheckpoint(o.Checkpoint, j.bundle.Origin, j.log)
+	tree, err := ledger.OpenCheckpoint(o.Checkpoint, j.bundle.Origin, j.logNow())
 	if err != nil {
 		return ledger.Leaf{}, refuse(RuleProof, "cannot accept order: %v", err)
 	}
@@ -437,7 +470,7 @@ func (j *judge) spend(p wire.OrderPayload, now time.Duration) error {
 func (j *judge) brake(signed []byte) (b wire.Brake, fresh bool, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	b, err = wire.OpenBrake(signed, j.bundle.OrderKey)
+	b, err = wire.ByAny(j.orderKeys(), func(k ed25519.PublicKey) (wire.Brake, error) { return wire.OpenBrake(signed, k) })
 	if err != nil {
 		return b, false, refuse(RuleSignature, "%v", err)
 	}

@@ -97,6 +97,7 @@ func New(d Deps) *cobra.Command {
 	t.add(root, "look", t.serversCommand())
 	t.add(root, "prove", t.accessCommand(), t.directoryCommand())
 	t.addServerVerbs(root)
+	t.add(root, "prove", t.keysCommand())
 	t.add(root, "jump", t.voucherCommand(d.Ceremony), t.drillCommand())
 	t.add(root, "start", t.completionCommand(root), t.versionCommand())
 	root.SetHelpCommand(helpCommand(root))

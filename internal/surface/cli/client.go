@@ -40,6 +40,7 @@ type client struct {
 	vouchers  handrailv1connect.VouchersClient
 	witnesses handrailv1connect.WitnessesClient
 	erasures  handrailv1connect.ErasuresClient
+	keys      handrailv1connect.KeysClient
 	directory handrailv1connect.DirectoriesClient
 	rights    handrailv1connect.RightsClient
 }
@@ -96,6 +97,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		vouchers:  handrailv1connect.NewVouchersClient(h, base, option),
 		witnesses: handrailv1connect.NewWitnessesClient(h, base, option),
 		erasures:  handrailv1connect.NewErasuresClient(h, base, option),
+		keys:      handrailv1connect.NewKeysClient(h, base, option),
 		directory: handrailv1connect.NewDirectoriesClient(h, base, option),
 		rights:    handrailv1connect.NewRightsClient(h, base, option),
 	}

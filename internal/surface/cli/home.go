@@ -198,7 +198,7 @@ func (f folder) writeSSH(l login, b ledger.Bundle, certificate string) error {
 		return nil // this server has no gateway
 	}
 	var known strings.Builder
-	for _, ca := range b.SSHHostCA {
+	for _, ca := range b.SSHAuthorities(ledger.KeySSHHost, time.Now()) {
 		fmt.Fprintf(&known, "@cert-authority %s %s\n", gatewayName, strings.TrimSpace(ca))
 	}
 	if err := f.write(fileHosts, []byte(known.String())); err != nil {

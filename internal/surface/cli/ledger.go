@@ -8,9 +8,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	v1 "handrail.dev/handrail/api/handrail/v1"
@@ -214,7 +214,7 @@ func (t *tool) checkProof(c *client, n uint64, answer *v1.ProofResponse) (*sheet
 	if err != nil {
 		return nil, err
 	}
-	key, err := note.NewVerifier(c.bundle().LogKey)
+	key, err := c.bundle().Log(time.Now())
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "cannot read the log key of the trust bundle")
 	}

@@ -3,8 +3,8 @@ package cli
 import (
 	"encoding/json"
 	"os"
+	"time"
 
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -23,15 +23,15 @@ type seen struct {
 // and against what was seen before, and remembers it.
 func (c *client) checkpoint(signed string) (tlog.Tree, error) {
 	b := c.bundle()
-	key, err := note.NewVerifier(b.LogKey)
+	key, err := b.Log(time.Now())
 	if err != nil {
-		return tlog.Tree{}, fault.Wrap(fault.Invalid, err, "cannot read the log key of the trust bundle")
+		return tlog.Tree{}, err
 	}
 	tree, err := ledger.OpenCheckpoint([]byte(signed), b.Origin, key)
 	if err != nil {
 		return tlog.Tree{}, fault.Wrap(fault.Internal, err, "cannot trust the checkpoint of the server").WithHint("tell who runs the server, and do not use it until it is explained")
 	}
-	old, _, known := c.seenBefore(b, key)
+	old, _, known := c.seenBefore(b)
 	if known && (tree.N < old.N || (tree.N == old.N && tree.Hash != old.Hash)) {
 		return tlog.Tree{}, fault.New(fault.Internal, "cannot trust the ledger: this device has seen a checkpoint at %d, which the one at %d does not contain: it was rolled back or forked", old.N, tree.N).
 			WithHint("tell who runs the server, and do not use it until it is explained")
@@ -48,13 +48,17 @@ func (c *client) checkpoint(signed string) (tlog.Tree, error) {
 
 // seenBefore is the remembered tree of this epoch, if there is one, and the
 // checkpoint that says so.
-func (c *client) seenBefore(b ledger.Bundle, key note.Verifier) (tree tlog.Tree, signed []byte, known bool) {
+func (c *client) seenBefore(b ledger.Bundle) (tree tlog.Tree, signed []byte, known bool) {
 	raw, err := os.ReadFile(c.folder.path(fileSeen))
 	if err != nil {
 		return tlog.Tree{}, nil, false
 	}
 	var s seen
 	if json.Unmarshal(raw, &s) != nil || s.Epoch != b.Epoch {
+		return tlog.Tree{}, nil, false
+	}
+	key, err := b.LogEver() // our own: it may be from before a rotation
+	if err != nil {
 		return tlog.Tree{}, nil, false
 	}
 	tree, err = ledger.OpenCheckpoint([]byte(s.Checkpoint), b.Origin, key)

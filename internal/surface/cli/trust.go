@@ -150,7 +150,7 @@ func (tr *trust) current() ledger.Bundle {
 
 func (tr *trust) config() *tls.Config {
 	pool := x509.NewCertPool()
-	for _, der := range tr.current().CA {
+	for _, der := range tr.current().Authorities(time.Now()) {
 		if ca, err := x509.ParseCertificate(der); err == nil {
 			pool.AddCert(ca)
 		}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
 	v1 "handrail.dev/handrail/api/handrail/v1"
@@ -245,11 +244,11 @@ func (t *tool) pinned(file io.ReaderAt, size int64) ledger.ExportOptions {
 	if err != nil {
 		return opts
 	}
-	key, err := note.NewVerifier(c.bundle().LogKey)
+	key, err := c.bundle().LogEver()
 	if err != nil {
 		return opts // no bundle is kept: the root key alone counts
 	}
-	seen, signed, known := c.seenBefore(c.bundle(), key)
+	seen, signed, known := c.seenBefore(c.bundle())
 	z, err := zip.NewReader(file, size)
 	if err != nil || !known {
 		return opts

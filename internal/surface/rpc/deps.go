@@ -19,6 +19,7 @@ import (
 	"handrail.dev/handrail/internal/feature/peer"
 	"handrail.dev/handrail/internal/feature/recording"
 	"handrail.dev/handrail/internal/feature/roster"
+	"handrail.dev/handrail/internal/feature/rotation"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/voucher"
 	"handrail.dev/handrail/internal/feature/witness"
@@ -57,6 +58,7 @@ type Deps struct {
 	Peers      *peer.Peers
 	Vouchers   func() *voucher.Vouchers
 	Erasures   *erasure.Erasures
+	Rotations  *rotation.Rotations
 	Witnesses  *witness.Circle
 	WitnessKey string // by which this server cosigns others' ledgers
 	// BeforeExport has the ledger cosigned as far as it goes; it may be nil.
@@ -102,6 +104,7 @@ func Handler(d *Deps) http.Handler {
 		},
 		func() (string, http.Handler) { return handrailv1connect.NewLedgerHandler(ledgers{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewErasuresHandler(erasures{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewKeysHandler(keys{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewWitnessesHandler(witnesses{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPoliciesHandler(policies{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewEventsHandler(events{d}, options...) },

@@ -148,6 +148,11 @@ var sentences = map[string]func(*said) string{
 	"witness.returned": witnessReturned,
 	"subject.erased":   subjectErased,
 	"erasure.finished": erasureFinished,
+	"keys.proposed":    keySentence("WHO had new keys made: KINDS"),
+	"keys.agreed":      keySentence("new keys were agreed to: KINDS"),
+	"keys.dropped":     keySentence("the new keys were given up"),
+	"keys.rotated":     keySentence("WHO brought what the root key signed: new keys count (KINDS)"),
+	"keys.finished":    keySentence("the new keys act, and the old ones were destroyed"),
 
 	"login.opened": func(s *said) string {
 		p := read[identity.LoginPayload](s)
