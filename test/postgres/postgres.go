@@ -135,6 +135,24 @@ func (c *Cluster) Replayed(t testing.TB, primary *Cluster) bool {
 	return done
 }
 
+// Processor is the processor time that the server's processes have used which
+// still live, for benchmarks.
+func (c *Cluster) Processor() (all time.Duration) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range stats {
+		text, _ := os.ReadFile(path) // it may have ended
+		_, rest, _ := strings.Cut(string(text), ") ")
+		f := strings.Fields(rest) // from the state on: parent is 1, times are 11 and 12
+		if c.process == nil || len(f) < 13 || f[1] != strconv.Itoa(c.process.Pid) {
+			continue
+		}
+		user, _ := strconv.ParseInt(f[11], 10, 64)
+		system, _ := strconv.ParseInt(f[12], 10, 64)
+		all += time.Duration(user+system) * 10 * time.Millisecond // USER_HZ
+	}
+	return all
+}
+
 func (c *Cluster) ask(t testing.TB, into any, q string) {
 	t.Helper()
 	db, err := sql.Open("pgx", c.url("postgres"))

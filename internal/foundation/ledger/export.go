@@ -276,7 +276,7 @@ func (v *exportCheck) read(name string, limit int64) ([]byte, bool) {
 		return nil, false
 	}
 	v.seen[name] = true
-	b, err := readStored(v.r, f, limit)
+	b, err := readStored(v.r, f, limit, nil)
 	if err != nil {
 		v.find(name, "%v", err)
 		return nil, false
@@ -285,8 +285,9 @@ func (v *exportCheck) read(name string, limit int64) ([]byte, bool) {
 }
 
 // readStored reads a file where it lies: it is stored, not compressed, and the
-// zip's own checksum is not needed beside SHA-256.
-func readStored(r io.ReaderAt, f *zip.File, limit int64) ([]byte, error) {
+// zip's own checksum is not needed beside SHA-256. It reads into buffer where
+// that is long enough.
+func readStored(r io.ReaderAt, f *zip.File, limit int64, buffer []byte) ([]byte, error) {
 	if f.Method != zip.Store || f.UncompressedSize64 != f.CompressedSize64 || f.UncompressedSize64 > uint64(limit) {
 		return nil, fault.New(fault.Invalid, "it is compressed or too long")
 	}
@@ -294,7 +295,11 @@ func readStored(r io.ReaderAt, f *zip.File, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := make([]byte, f.UncompressedSize64)
+	b := buffer[:0]
+	if uint64(cap(b)) < f.UncompressedSize64 {
+		b = make([]byte, 0, f.UncompressedSize64+f.UncompressedSize64/8) // the next may be a little longer
+	}
+	b = b[:f.UncompressedSize64]
 	if _, err := r.ReadAt(b, at); err != nil && !(err == io.EOF && len(b) == 0) {
 		return nil, err
 	}

@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"hash"
 	"io"
 	"runtime"
 	"slices"
@@ -58,8 +57,9 @@ func (v *exportCheck) entries() {
 	order := make(chan *bundle, 4*workers) // bounds what is in memory
 	for range workers {
 		go func() {
+			w := worker{r: v.r, files: v.files}
 			for b := range work {
-				b.check(v.r, v.files)
+				w.check(b)
 				close(b.done)
 			}
 		}()
@@ -83,28 +83,47 @@ func (v *exportCheck) entries() {
 	v.lastTiles()
 }
 
-// check reads and hashes one bundle.
-func (b *bundle) check(r io.ReaderAt, files map[string]*zip.File) {
-	read := func(name string) []byte {
-		f := files[name]
-		if f == nil {
-			b.find(name, "it is missing")
-			return nil
-		}
-		b.used = append(b.used, name)
-		body, err := readStored(r, f, maxBundleFile)
-		if err != nil {
-			b.find(name, "%v", err)
-		}
-		return body
+// worker checks bundles, one after the other, in buffers that it keeps: memory
+// that is new each time costs as much as a third of the hashing.
+type worker struct {
+	r                      io.ReaderAt
+	files                  map[string]*zip.File
+	leaves, payloads, tile []byte
+	text                   [commitLen]byte
+	row                    [TileWidth / 2]tlog.Hash
+}
+
+// read reads a file of the zip into a buffer that is used again; nil when it is
+// not there.
+func (w *worker) read(b *bundle, name string, buffer *[]byte) []byte {
+	f := w.files[name]
+	if f == nil {
+		b.find(name, "it is missing")
+		return nil
 	}
-	leaves := read(tilePath("entries", b.n, b.count))
-	payloads := read(exportPayload + strconv.FormatInt(b.n, 10))
-	tile := read(tilePath("0", b.n, b.count))
+	b.used = append(b.used, name)
+	body, err := readStored(w.r, f, maxBundleFile, *buffer)
+	if err != nil {
+		b.find(name, "%v", err)
+		return nil
+	}
+	if cap(body) <= keptBuffer {
+		*buffer = body
+	}
+	return body
+}
+
+// keptBuffer bounds what a worker keeps, since one bundle may be very long.
+const keptBuffer = 1 << 20
+
+// check reads and hashes one bundle.
+func (w *worker) check(b *bundle) {
+	leaves := w.read(b, tilePath("entries", b.n, b.count), &w.leaves)
+	payloads := w.read(b, exportPayload+strconv.FormatInt(b.n, 10), &w.payloads)
+	tile := w.read(b, tilePath("0", b.n, b.count), &w.tile)
 	if leaves == nil {
 		return
 	}
-	h := newHasher()
 	b.hashes = make([]tlog.Hash, 0, b.count)
 	for i := range b.count {
 		seq := b.n*TileWidth + int64(i)
@@ -113,19 +132,22 @@ func (b *bundle) check(r io.ReaderAt, files map[string]*zip.File) {
 			return
 		}
 		n := 2 + int(binary.BigEndian.Uint16(leaves))
+		// RFC 6962: SHA-256(0x00 ‖ leaf). The length before the leaf was read,
+		// so that its last byte can become that zero, and nothing is copied.
+		leaves[1] = 0
+		own := tlog.Hash(sha256.Sum256(leaves[1:n]))
 		leaf := leaves[2:n]
 		leaves = leaves[n:]
-		own := h.leaf(leaf)
 		b.hashes = append(b.hashes, own)
 		if at := i * tlog.HashSize; len(tile) >= at+tlog.HashSize && !bytes.Equal(tile[at:at+tlog.HashSize], own[:]) {
 			b.find(fmt.Sprintf("entry #%d", seq), "leaf: it is not the one in its tile")
 		}
 		if payloads != nil {
-			payloads = b.payload(h, seq, leaf, payloads)
+			payloads = w.payload(b, seq, leaf, payloads)
 		}
 	}
 	if b.count == TileWidth {
-		b.root = perfectRoot(b.hashes)
+		b.root = perfectRootIn(b.hashes, w.row[:])
 	}
 	if len(leaves) > 0 || len(payloads) > 0 {
 		b.find(tilePath("entries", b.n, b.count), "there is more than %d entries", b.count)
@@ -136,7 +158,7 @@ func (b *bundle) check(r io.ReaderAt, files map[string]*zip.File) {
 }
 
 // payload checks the next payload against the leaf and returns what follows.
-func (b *bundle) payload(h *hasher, seq int64, leaf, rest []byte) []byte {
+func (w *worker) payload(b *bundle, seq int64, leaf, rest []byte) []byte {
 	bad := func(what string) { b.find(fmt.Sprintf("payload of #%d", seq), "%s", what) }
 	if len(rest) < 4 {
 		bad("it is missing")
@@ -167,7 +189,9 @@ func (b *bundle) payload(h *hasher, seq int64, leaf, rest []byte) []byte {
 		bad("it is cut short")
 		return nil
 	}
-	if bytes.Equal(h.commit(rest[:32+size]), CommitOf(leaf)) {
+	sum := sha256.Sum256(rest[:32+size]) // salt and payload lie together
+	base64.StdEncoding.Encode(w.text[:], sum[:])
+	if bytes.Equal(w.text[:], CommitOf(leaf)) {
 		b.payloads++
 	} else {
 		bad("it is not the one that the leaf commits to")
@@ -180,7 +204,7 @@ func (b *bundle) payload(h *hasher, seq int64, leaf, rest []byte) []byte {
 		}
 	}
 	if action == ActionChunks {
-		b.chunks[seq] = rest[32 : 32+size]
+		b.chunks[seq] = bytes.Clone(rest[32 : 32+size])
 	}
 	if action == ActionRemoved {
 		var r Removed
@@ -190,35 +214,6 @@ func (b *bundle) payload(h *hasher, seq int64, leaf, rest []byte) []byte {
 		b.removed = append(b.removed, r.Sessions...)
 	}
 	return rest[32+size:]
-}
-
-// hasher hashes many things without allocating.
-type hasher struct {
-	h    hash.Hash
-	sum  [32]byte
-	text [commitLen]byte
-}
-
-func newHasher() *hasher { return &hasher{h: sha256.New()} }
-
-var leafPrefix = []byte{0}
-
-// leaf is RFC 6962: SHA-256(0x00 ‖ leaf).
-func (h *hasher) leaf(leaf []byte) (out tlog.Hash) {
-	h.h.Reset()
-	h.h.Write(leafPrefix)
-	h.h.Write(leaf)
-	h.h.Sum(out[:0])
-	return out
-}
-
-// commit is the encoded commitment to salt ‖ payload, valid until the next.
-func (h *hasher) commit(all []byte) []byte {
-	h.h.Reset()
-	h.h.Write(all)
-	h.h.Sum(h.sum[:0])
-	base64.StdEncoding.Encode(h.text[:], h.sum[:])
-	return h.text[:]
 }
 
 // merge appends a bundle to the tree; bundles come in order.

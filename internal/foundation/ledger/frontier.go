@@ -147,7 +147,11 @@ func perfectRoot(hashes []tlog.Hash) tlog.Hash {
 	if len(hashes) == 1 {
 		return hashes[0]
 	}
-	row := make([]tlog.Hash, len(hashes)/2)
+	return perfectRootIn(hashes, make([]tlog.Hash, len(hashes)/2))
+}
+
+// perfectRootIn is perfectRoot of two or more, in a row that is half as long.
+func perfectRootIn(hashes, row []tlog.Hash) tlog.Hash {
 	for i := range row {
 		row[i] = tlog.NodeHash(hashes[2*i], hashes[2*i+1])
 	}

@@ -233,6 +233,15 @@ func actionOf(leaf []byte) Action {
 	if !ok {
 		return ""
 	}
+	digits := 0
+	for digits < len(rest) && '0' <= rest[digits] && rest[digits] <= '9' {
+		digits++
+	}
+	if word, ok := bytes.CutPrefix(rest[digits:], actionHead); ok && digits <= 20 { // as in every leaf of ours
+		if end := bytes.IndexByte(word[:min(len(word), MaxWord+1)], '"'); end >= 0 {
+			return Action(word[:end])
+		}
+	}
 	_, rest, ok = bytes.Cut(rest[:min(len(rest), 64+MaxWord)], actionHead)
 	end := bytes.IndexByte(rest, '"')
 	if !ok || end < 0 {

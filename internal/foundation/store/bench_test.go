@@ -47,17 +47,19 @@ func benchRecord(b *testing.B, c Config, callers int) {
 		})
 	}
 	begin()
-	used := cpuTime()
+	used, theirs := cpuTime(), shared.Processor()
 	close(ready)
 	wg.Wait()
 	elapsed := time.Since(start)
 	used = cpuTime() - used
+	theirs = shared.Processor() - theirs
 	b.StopTimer()
 	sort.Slice(took, func(i, j int) bool { return took[i] < took[j] })
 	b.ReportMetric(float64(b.N)/elapsed.Seconds(), "records/s")
 	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
 	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
 	b.ReportMetric(float64(used.Nanoseconds())/1e3/float64(b.N), "cpu-µs/op")
+	b.ReportMetric(float64(theirs.Nanoseconds())/1e3/float64(b.N), "postgres-µs/op")
 	b.ReportMetric(0, "ns/op")
 }
 

@@ -4,7 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"net"
+	"runtime"
 	"sort"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -62,13 +65,30 @@ const (
 	grace = 250 * time.Millisecond
 )
 
+// lanes is how many transactions of callers run at a time. Over a network they
+// wait rather than work. Beside the database, more of them than processors only
+// make smaller groups, which conflict with each other.
+func (d dialect) lanes() (int, error) {
+	c, err := d.config("state", "write")
+	if err != nil {
+		return 0, err
+	}
+	if ip := net.ParseIP(c.Host); !strings.HasPrefix(c.Host, "/") && c.Host != "localhost" && !ip.IsLoopback() {
+		return maxLanes, nil
+	}
+	return min(maxLanes, max(2, runtime.GOMAXPROCS(0))), nil
+}
+
 func newPostgresEngine(ctx context.Context, s *Store) (engine, error) {
 	e := &postgresEngine{
 		s: s, queue: make(chan *request, maxQueue), lanes: map[int64]bool{}, stop: make(chan struct{}), wake: make(chan struct{}, 1),
 		news: make(chan struct{}, 1), waiting: map[string]*placement{}, handed: map[string]*outgoing{},
 	}
 	e.lead.me = NewID('v') + NewID('v')
-	var err error
+	lanes, err := s.db.lanes()
+	if err != nil {
+		return nil, err
+	}
 	if e.write, err = s.db.pool(ctx, "state", "write"); err != nil {
 		return nil, err
 	}
@@ -76,14 +96,14 @@ func newPostgresEngine(ctx context.Context, s *Store) (engine, error) {
 		return nil, errors.Join(err, e.write.Close())
 	}
 	numbers, start := make(chan int64), make(chan struct{})
-	for range maxLanes {
+	for range lanes {
 		e.busy.Go(func() {
 			numbers <- goroutine()
 			<-start
 			e.lane()
 		})
 	}
-	for range maxLanes {
+	for range lanes {
 		e.lanes[<-numbers] = true
 	}
 	close(start)
