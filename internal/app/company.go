@@ -34,7 +34,7 @@ func (s *Server) openDirectory(context.Context) (err error) {
 		settings = *s.c.sections.Directory
 	}
 	s.directory, err = directory.New(directory.Deps{
-		Store: s.store, People: s.people, Settings: settings, Log: s.ring.Log(), Slog: s.c.Log,
+		Store: s.store, People: s.people, Settings: settings, Log: s.ring.Log(), Slog: s.c.Log, Leads: s.peers.Leads,
 		Gone:   func(ctx context.Context, person, why string) { s.brakePerson(ctx, person, why) },
 		Fallen: s.endByGrants,
 		EndGrants: func(tx *store.Tx, person, why string) ([]ledger.Entry, error) {

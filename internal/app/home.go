@@ -42,6 +42,9 @@ var aboutOne = map[string]bool{
 // aboutCode are the calls about a client that waits at one of the servers.
 var aboutCode = map[string]bool{"/handrail.v1.Logins/CodeShow": true, "/handrail.v1.Logins/CodeConfirm": true}
 
+// aboutLeader are the calls that only the server that leads can do.
+var aboutLeader = map[string]bool{"/handrail.v1.Directory/Status": true, "/handrail.v1.Directory/Sync": true}
+
 // toHomes sends calls to where they belong.
 func (s *Server) toHomes(here http.Handler) http.Handler {
 	if !s.shared() {
@@ -106,13 +109,16 @@ func (s *Server) homeOf(r *http.Request) string {
 		id, _, _ = strings.Cut(rest, "/")
 		return s.sessions.HomeOf(r.Context(), id) // the ticket proves who attaches, at the home
 	}
-	if !aboutOne[r.URL.Path] {
+	if !aboutOne[r.URL.Path] && !aboutLeader[r.URL.Path] {
 		return ""
 	}
 	bearer, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	who, err := s.people.AuthenticateBrake(r.Context(), strings.TrimSpace(bearer))
 	if err != nil {
 		return "" // it is refused here, in the usual words
+	}
+	if aboutLeader[r.URL.Path] {
+		return s.peers.OtherLeader()
 	}
 	if id = askedID(r); id == "-" {
 		latest, err := s.sessions.Latest(r.Context(), who.ID)

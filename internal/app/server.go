@@ -454,6 +454,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)
 	run(below, "directory", s.directory.Run)
+	run(below, "leader", s.once(s.lead))
 	run(below, "followers", s.follow)
 	run(below, "retention", s.once(s.retain))
 	run(below, "servers", s.runPeers)

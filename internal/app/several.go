@@ -278,6 +278,13 @@ func (s *Server) once(f func(context.Context) error) func(context.Context) error
 	return func(ctx context.Context) error { return s.peers.Lead(ctx, f) }
 }
 
+// lead tells who looks along and acts only on the leader that this is it now.
+func (s *Server) lead(ctx context.Context) error {
+	s.directory.TakeOver()
+	<-ctx.Done()
+	return nil
+}
+
 // followServers is what an entry of any server changes in this one's memory.
 func (s *Server) followServers(ctx context.Context, e ledger.Recorded) {
 	if !s.shared() {

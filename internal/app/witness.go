@@ -28,6 +28,7 @@ const witnessPath = "/witness"
 func (s *Server) openWitness(context.Context) (err error) {
 	s.circle = witness.New(witness.Deps{
 		Store: s.store, Door: s.door, Approvals: s.approvals, People: s.people, Policy: s.force, Log: s.c.Log,
+		Leads: func() bool { return s.peers.Leads() },
 	})
 	if s.witness, err = witness.Open(filepath.Join(s.p.server(), "witness"), "", s.circle.LogsOf); err != nil {
 		return err

@@ -117,6 +117,16 @@ func (p *Peers) Leads() bool {
 	return p.term.stands()
 }
 
+// OtherLeader is the server that leads and lives, if it is another one.
+func (p *Peers) OtherLeader() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.led.Server == p.d.Self.ID || !holds(p.list, p.led.Server) {
+		return ""
+	}
+	return p.led.Server
+}
+
 // LeadsTx says whether this server still leads, in the deciding transaction:
 // what that records is recorded by no other leader.
 func (p *Peers) LeadsTx(q store.Queryer) (bool, error) {

@@ -52,8 +52,12 @@ type Deps struct {
 	People    *identity.People
 	Policy    *policy.Force
 	Bounds    Bounds
-	Log       *slog.Logger
-	HTTP      *http.Client // nil: one of its own
+	// Leads says whether this is the server that asks whenever the ledger grew and
+	// tells who is missing. The others ask when somebody waits, and now and then.
+	// nil: it is.
+	Leads func() bool
+	Log   *slog.Logger
+	HTTP  *http.Client // nil: one of its own
 }
 
 // Circle is the witnesses that this ledger is shown to.
@@ -110,22 +114,27 @@ func New(d Deps) *Circle {
 func (c *Circle) Run(ctx context.Context) error {
 	tick := time.NewTicker(c.b.Every)
 	defer tick.Stop()
+	waits := true
 	for {
-		if err := c.tend(ctx); err != nil && ctx.Err() == nil {
+		if err := c.tend(ctx, waits); err != nil && ctx.Err() == nil {
 			c.d.Log.Warn("the witnesses could not be asked", "error", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+			waits = c.leads()
 		case <-c.kick:
+			waits = true
 		}
 	}
 }
 
+func (c *Circle) leads() bool { return c.d.Leads == nil || c.d.Leads() }
+
 // tend is one turn: take the policy in force, ask if it is time, tell who is
-// missing.
-func (c *Circle) tend(ctx context.Context) error {
+// missing. waits says that what the ledger grew by is not left for later.
+func (c *Circle) tend(ctx context.Context, waits bool) error {
 	if c.d.Store.Damage() != nil {
 		return nil // nothing is signed any more
 	}
@@ -142,17 +151,20 @@ func (c *Circle) tend(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.due(tree) {
+	if c.due(tree, waits) {
 		c.round(ctx, tree, signed)
+	}
+	if !c.leads() {
+		return nil
 	}
 	return c.tell(ctx)
 }
 
 // due says whether the witnesses are to be asked now.
-func (c *Circle) due(tree tlog.Tree) bool {
+func (c *Circle) due(tree tlog.Tree, waits bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return tree.N > c.newest.tree.N || time.Since(c.newest.at) >= c.b.Renew
+	return waits && tree.N > c.newest.tree.N || time.Since(c.newest.at) >= c.b.Renew
 }
 
 // reload takes the policy in force, when another one came.
@@ -172,6 +184,9 @@ func (c *Circle) reload(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if row.Version == c.version && !c.began.IsZero() {
+		for _, m := range c.members { // whoever led before has told
+			m.told(outs)
+		}
 		return nil
 	}
 	p, err := ledger.ParseWitnessPolicy([]byte(row.Text))
@@ -191,11 +206,7 @@ func (c *Circle) reload(ctx context.Context) error {
 				m.PolicyWitness = w
 			}
 		}
-		for _, o := range outs {
-			if o.Witness == idOf(w.Key) {
-				m.out = o
-			}
-		}
+		m.told(outs)
 		members = append(members, m)
 	}
 	c.version, c.policy, c.members, c.began = row.Version, p, members, now
@@ -204,6 +215,16 @@ func (c *Circle) reload(ctx context.Context) error {
 		c.newest = cosigned{}
 	}
 	return nil
+}
+
+// told takes what the ledger says of a witness.
+func (m *member) told(outs []outage) {
+	m.out = outage{}
+	for _, o := range outs {
+		if o.Witness == idOf(m.Key) {
+			m.out = o
+		}
+	}
 }
 
 // round shows the head to all witnesses and waits until enough have answered,

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -95,6 +96,10 @@ func clip(s string) string {
 func (c *Circle) record(ctx context.Context, w ledger.PolicyWitness, action ledger.Action, was, out outage) error {
 	id := fmt.Sprintf("%s/%s/%d/%d", action, out.Witness, was.Since, out.Since)
 	_, err := c.d.Store.Record(ctx, id, func(tx *store.Tx) ([]ledger.Entry, error) {
+		there, err := store.All[int64](tx, `SELECT since FROM witness_outage WHERE witness = $1`, out.Witness)
+		if err != nil || was.Since != slices.Max(append(there, 0)) {
+			return nil, err // another server told
+		}
 		payload := outagePayload{V: 1, Name: w.Name, URL: w.URL, Since: out.Since, Why: out.Why}
 		outcome := ledger.Lost
 		switch action {

@@ -38,6 +38,10 @@ func (d *Directory) apply(ctx context.Context, w *world, mode string) error {
 			}
 			return err
 		}
+		if !d.leads() { // another server does the rest
+			d.status.set(func(s *Status) { s.Mode, s.Seen = mode, w.read })
+			return nil
+		}
 		p = makePlan(d.c, copied, st, now)
 		if p.nothing() || round == rounds {
 			break

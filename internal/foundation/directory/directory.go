@@ -37,6 +37,9 @@ type Deps struct {
 	Settings Settings
 	Log      note.Signer // signs the copy
 	Slog     *slog.Logger
+	// Leads says whether this is the server that acts by what the directory says.
+	// The others read along, for logins and to take over at once. nil: it is.
+	Leads func() bool
 
 	// Gone ends at once whatever a person has running; Fallen ends what they hold
 	// by grants. Both may be called more than once for the same. nil: nothing runs.
@@ -198,12 +201,23 @@ func (d *Directory) told(ctx context.Context, w *world, mode string) error {
 	return nil
 }
 
+func (d *Directory) leads() bool { return d.Leads == nil || d.Leads() }
+
+// TakeOver acts by what was read already. It is called when this server comes to
+// lead.
+func (d *Directory) TakeOver() {
+	if d != nil {
+		d.status.set(func(s *Status) { s.recorded = false }) // whoever led before may not have seen that it fails
+		d.poke(d.again)
+	}
+}
+
 // alive notes that the directory still says what it said.
 func (d *Directory) alive(ctx context.Context) error {
 	now := time.Now()
 	d.status.set(func(s *Status) { s.Seen = now })
 	row, found, err := d.row(ctx)
-	if err != nil || !found || now.UnixMicro()-row.Confirmed < d.c.confirmEvery().Microseconds() {
+	if err != nil || !found || !d.leads() || now.UnixMicro()-row.Confirmed < d.c.confirmEvery().Microseconds() {
 		return nil // the database is away: what the directory says is not less true
 	}
 	d.poke(d.again) // writes it down
@@ -238,7 +252,7 @@ func (d *Directory) failed(ctx context.Context, err error) {
 		known, last = s.recorded, s.Seen
 	})
 	d.Slog.Warn("the directory cannot be read", "error", err)
-	if known {
+	if known || !d.leads() {
 		return
 	}
 	payload := failedPayload{V: 1, Why: cut(f.Text, 500)}
