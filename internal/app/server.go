@@ -95,6 +95,7 @@ type Server struct {
 	vouchers   atomic.Pointer[voucher.Vouchers]
 	notices    *notice.Hub
 	peers      *peer.Peers
+	cut        cutOff
 	id, route  string // of this server, and of its bus; empty over SQLite, where it is the only one
 	peerConns  *queue // on which other servers speak the API
 	gate       *sshgate.Gate
@@ -330,7 +331,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Erasures: s.erasures, Rotations: s.rotations, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Vouchers: s.vouchers.Load, Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
-	api := s.toHomes(s.peerAPI)
+	api := s.whileCut(s.toHomes(s.peerAPI))
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
 	outside := rpc.FromNetwork(rpc.WithRobotKey(api, time.Now))
 	s.handler = s.onlyOurNames(s.asWitness(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

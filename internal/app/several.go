@@ -69,7 +69,7 @@ func (s *Server) openPeers(ctx context.Context) error {
 	s.peers = peer.New(peer.Deps{
 		Store: s.store, Ring: s.ring, Door: s.door, People: s.people, Policy: s.force, Approvals: s.approvals, Log: s.c.Log,
 		Self: peer.Self{ID: s.id, Name: strings.ToLower(host), Address: s.address(), SSH: s.sshAddress(), Version: s.c.Version},
-		Load: s.load, Changed: s.peersChanged, Gone: s.serverGone,
+		Load: s.load, Changed: s.peersChanged, Gone: s.serverGone, Cut: s.cutFromDatabase,
 	})
 	if !s.shared() {
 		return nil
@@ -129,9 +129,6 @@ func (s *Server) routePort() (host string, port int, err error) {
 	return host, l.Addr().(*net.TCPAddr).Port, err
 }
 
-// drainWithin is how long sessions may go on at a server that drains.
-const drainWithin = 15 * time.Minute
-
 // peersChanged hears of another list of servers.
 func (s *Server) peersChanged(list []peer.Server) {
 	var peers []fleet.Peer
@@ -146,7 +143,7 @@ func (s *Server) peersChanged(list []peer.Server) {
 		}
 		if p.Self {
 			s.fleet.Drain(p.State == peer.StateDraining)
-			s.sessions.Drain(p.State == peer.StateDraining, drainWithin, "")
+			s.sessions.Drain(p.State == peer.StateDraining, time.Duration(p.Within)*time.Second, p.Reason)
 		}
 	}
 	s.fleet.UsePeers(peers)

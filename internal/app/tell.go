@@ -21,6 +21,7 @@ func (s *Server) sources() []notice.Source {
 	return []notice.Source{
 		{Banners: s.breakGlassBanners},
 		{Banners: s.damageBanners},
+		{Banners: s.cutBanners},
 		{Banners: s.witnessBanners},
 		{Banners: s.voucherBanners},
 		{Banners: s.directoryBanners},

@@ -488,6 +488,7 @@ type DrainServerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Server        string                 `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
 	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Within        uint32                 `protobuf:"varint,3,opt,name=within,proto3" json:"within,omitempty"` // seconds that its sessions may go on; 0: 15 minutes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -534,6 +535,13 @@ func (x *DrainServerRequest) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *DrainServerRequest) GetWithin() uint32 {
+	if x != nil {
+		return x.Within
+	}
+	return 0
 }
 
 type DrainServerResponse struct {
@@ -716,10 +724,11 @@ const file_handrail_v1_servers_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1a\n" +
 	"\bapproval\x18\x03 \x01(\tR\bapproval\x12 \n" +
 	"\vfingerprint\x18\x04 \x01(\tR\vfingerprint\x12\x12\n" +
-	"\x04keys\x18\x05 \x01(\fR\x04keys:\x04\xd8\xf3\x18\x03\"J\n" +
+	"\x04keys\x18\x05 \x01(\fR\x04keys:\x04\xd8\xf3\x18\x03\"b\n" +
 	"\x12DrainServerRequest\x12\x16\n" +
 	"\x06server\x18\x01 \x01(\tR\x06server\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason:\x04\xd8\xf3\x18\x02\"H\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06within\x18\x03 \x01(\rR\x06within:\x04\xd8\xf3\x18\x02\"H\n" +
 	"\x13DrainServerResponse\x12+\n" +
 	"\x06server\x18\x01 \x01(\v2\x13.handrail.v1.ServerR\x06server:\x04\xd8\xf3\x18\x02\"K\n" +
 	"\x13RemoveServerRequest\x12\x16\n" +

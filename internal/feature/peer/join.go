@@ -294,14 +294,26 @@ func (joinKind) Ended(tx *store.Tx, a approval.Approval, state approval.State) (
 	return []ledger.Entry{saved.entry(Refused, a.Requester, payload{Approval: a.ID, Reason: string(state)})}, err
 }
 
+// How long sessions of a server that drains may go on.
+const (
+	DrainWithin = 15 * time.Minute // unless said otherwise
+	longDrain   = 24 * time.Hour
+)
+
 // Drain lets a server take no new session, so that it can be restarted; its
-// start ends the draining.
-func (p *Peers) Drain(ctx context.Context, by identity.Principal, name, reason string) (Server, error) {
+// start ends the draining. What still runs after within ends; 0 is DrainWithin.
+func (p *Peers) Drain(ctx context.Context, by identity.Principal, name, reason string, within time.Duration) (Server, error) {
+	if within == 0 {
+		within = DrainWithin
+	}
+	if within < time.Second || within > longDrain {
+		return Server{}, fault.New(fault.Invalid, "cannot drain a server within %s: from 1s to %s", within, longDrain)
+	}
 	return p.move(ctx, by, name, func(row Server) (Server, ledger.Action, error) {
 		if row.State != StateActive {
 			return row, "", fault.New(fault.Conflict, "cannot drain server %s: it is %s", row.Name, row.State).WithHint("handrail servers")
 		}
-		row.State = StateDraining
+		row.State, row.Reason, row.Within = StateDraining, reason, int64(within/time.Second)
 		return row, Drained, nil
 	}, reason)
 }
@@ -313,7 +325,7 @@ func (p *Peers) Remove(ctx context.Context, by identity.Principal, name, reason 
 		if row.ID == p.d.Self.ID {
 			return row, "", fault.New(fault.Conflict, "cannot remove server %s by itself", row.Name).WithHint("ask another server: handrail servers")
 		}
-		row.State, row.Secret = StateRemoved, ""
+		row.State, row.Secret, row.Within = StateRemoved, "", 0
 		return row, Removed, nil
 	}, reason)
 }
@@ -334,7 +346,7 @@ func (p *Peers) move(ctx context.Context, by identity.Principal, name string, st
 		if row, err = next.save(tx); err != nil {
 			return nil, err
 		}
-		return []ledger.Entry{row.entry(what, by.ID, payload{Reason: reason})}, nil
+		return []ledger.Entry{row.entry(what, by.ID, payload{Reason: reason, Within: row.Within})}, nil
 	}}, nil)
 	if err == nil {
 		p.Look()

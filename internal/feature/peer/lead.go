@@ -154,8 +154,32 @@ func leadingTx(q store.Queryer) (leading, error) {
 // hold lets the present term go on: this server said at that moment that it lives.
 func (p *Peers) hold(said time.Time) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.lapse.Reset(time.Until(said.Add(p.b.Hold)))
+	p.away.Reset(time.Until(said.Add(p.b.Away)))
+	p.cut = time.Since(said) >= p.b.Away
+	p.mu.Unlock()
+	p.tellCut()
+}
+
+// isCut notes that the others must take this server for away by now.
+func (p *Peers) isCut() {
+	p.mu.Lock()
+	p.cut = true
+	p.mu.Unlock()
+	p.tellCut()
+}
+
+// tellCut tells what changed, in the order in which it did.
+func (p *Peers) tellCut() {
+	p.telling.Lock()
+	defer p.telling.Unlock()
+	p.mu.Lock()
+	cut := p.cut
+	p.mu.Unlock()
+	if cut != p.told && p.d.Cut != nil {
+		p.told = cut
+		p.d.Cut(cut)
+	}
 }
 
 // yield ends the present term here. The row stays: others see that this server

@@ -120,7 +120,7 @@ func TestOneServerLeadsAndWhenItStandsStillAnother(t *testing.T) {
 
 func TestALeaderThatDrainsEndsItsWorkAndHandsOver(t *testing.T) {
 	h, a, b, ada := two(t)
-	_, err := h.peers.Drain(t.Context(), ada, "a", "restart")
+	_, err := h.peers.Drain(t.Context(), ada, "a", "restart", 0)
 	must(t, err)
 	wait(t, a.ended, "who drains ends its work")
 	wait(t, b.began, "the other leads")

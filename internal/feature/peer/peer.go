@@ -82,7 +82,10 @@ func Schema() []store.Migration {
 	id INTEGER PRIMARY KEY,
 	server TEXT NOT NULL,
 	term BIGINT NOT NULL
-)`}}
+)`},
+		{Name: "peer-3-drain", SQL: `ALTER TABLE servers ADD COLUMN reason TEXT NOT NULL DEFAULT ''`},
+		{Name: "peer-4-within", SQL: `ALTER TABLE servers ADD COLUMN within_s BIGINT NOT NULL DEFAULT 0`},
+	}
 }
 
 // Observations is what servers say of themselves every two seconds, and the
@@ -119,6 +122,8 @@ type Server struct {
 	Expires  int64  `db:"expires"`
 	Added    int64  `db:"added"`
 	Version  int64  `db:"version"`
+	Reason   string `db:"reason"`   // why it drains
+	Within   int64  `db:"within_s"` // seconds that its sessions may go on
 
 	Presence
 	Self   bool
@@ -140,7 +145,7 @@ type Presence struct {
 	Resting  bool // it does nothing of what a leader does, nor will it
 }
 
-const selectServer = `SELECT id, name, address, ssh_address, state, secret, chest, inviter, approval, expires, added, version FROM servers `
+const selectServer = `SELECT id, name, address, ssh_address, state, secret, chest, inviter, approval, expires, added, version, reason, within_s FROM servers `
 
 // Self is this server.
 type Self struct{ ID, Name, Address, SSH, Version string }
@@ -159,7 +164,10 @@ type Deps struct {
 	// Changed hears, without locks, of another list or another liveness.
 	Changed func([]Server)
 	// Gone hears of a server that has not moved for a long time.
-	Gone   func(ctx context.Context, server Server)
+	Gone func(ctx context.Context, server Server)
+	// Cut hears that this server has not reached the database for Bounds.Away, and
+	// that it does again. nil: nobody minds.
+	Cut    func(off bool)
 	Bounds Bounds
 	Log    *slog.Logger
 }
@@ -171,6 +179,10 @@ type Peers struct {
 	kick    chan struct{}
 	started atomic.Bool // there may be others
 	lapse   *time.Timer // ends the term of who cannot say that it lives
+	away    *time.Timer // runs out when it cannot for longer
+
+	telling sync.Mutex
+	told    bool // that we are cut off
 
 	mu      sync.Mutex
 	list    []Server
@@ -178,6 +190,7 @@ type Peers struct {
 	sizes   []int64       // of the ledger as known here, at the last looks
 	led     leading       // who leads, as last read
 	term    *term         // our newest
+	cut     bool          // away ran out
 	elected chan struct{} // closed and renewed when we come to lead
 }
 
@@ -188,6 +201,8 @@ func New(d Deps) *Peers {
 	}
 	p := &Peers{d: d, b: d.Bounds.withDefaults(), beats: map[string]beat{}, kick: make(chan struct{}, 1), elected: make(chan struct{})}
 	p.lapse = time.AfterFunc(p.b.Hold, p.yield)
+	p.away = time.AfterFunc(time.Hour, p.isCut)
+	p.away.Stop() // until it has spoken once
 	return p
 }
 
@@ -201,6 +216,7 @@ type payload struct {
 	Key      string `json:"key,omitempty"` // fingerprint of the key that the ring is sealed to
 	Approval string `json:"approval,omitempty"`
 	Reason   string `json:"reason,omitempty"`
+	Within   int64  `json:"within,omitempty"` // seconds
 }
 
 func (s Server) entry(action ledger.Action, by string, p payload) ledger.Entry {
@@ -211,8 +227,8 @@ func (s Server) entry(action ledger.Action, by string, p payload) ledger.Entry {
 // save moves a row on, if nobody did meanwhile.
 func (s Server) save(tx *store.Tx) (Server, error) {
 	n, err := tx.Exec(`UPDATE servers SET name = $1, address = $2, ssh_address = $3, state = $4, secret = $5, chest = $6, approval = $7,
-		expires = $8, added = $9, version = $10 WHERE id = $11 AND version = $12`,
-		s.Name, s.Address, s.SSH, s.State, s.Secret, s.Chest, s.Approval, s.Expires, s.Added, s.Version+1, s.ID, s.Version)
+		expires = $8, added = $9, version = $10, reason = $13, within_s = $14 WHERE id = $11 AND version = $12`,
+		s.Name, s.Address, s.SSH, s.State, s.Secret, s.Chest, s.Approval, s.Expires, s.Added, s.Version+1, s.ID, s.Version, s.Reason, s.Within)
 	if err == nil && n != 1 {
 		err = fault.New(fault.Conflict, "cannot change server %s: it changed meanwhile", s.Name).WithHint("handrail servers")
 	}
@@ -270,7 +286,7 @@ func (p *Peers) Start(ctx context.Context) error {
 			entries = append(entries, row.entry(Set, ledger.System, payload{Address: row.Address, SSH: row.SSH}))
 		}
 		if row.State == StateDraining {
-			row.State = StateActive
+			row.State, row.Reason, row.Within = StateActive, "", 0
 			if row, err = row.save(tx); err != nil {
 				return nil, err
 			}

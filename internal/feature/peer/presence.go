@@ -60,6 +60,7 @@ const selectPresence = `SELECT id, beat, version, size, route, nodes, sessions, 
 // leads where it should. At its end it has another lead.
 func (p *Peers) Run(ctx context.Context) error {
 	defer p.rest(ctx)
+	defer p.away.Stop()
 	tick := time.NewTicker(p.b.Beat)
 	defer tick.Stop()
 	for {

@@ -188,15 +188,25 @@ func (s *Sessions) Drain(on bool, limit time.Duration, reason string) {
 		s.drained = nil
 	}
 	if on && !was {
-		s.drained = time.AfterFunc(limit, func() {
-			for _, l := range s.all(func(Info) bool { return true }) {
-				l.end(WhyShutdown, reason)
-			}
-		})
+		s.drained = time.AfterFunc(limit, func() { s.EndAll(reason) })
 	}
 	s.mu.Unlock()
 	if on && !was {
 		s.TellHost("", "This server is about to restart"+colon(reason)+" This session ends in "+brief(limit)+" at the latest; a new one opens elsewhere.")
+	}
+}
+
+// Shut lets no new session open here, for that reason; with "" they open again.
+func (s *Sessions) Shut(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = why
+}
+
+// EndAll ends every session that lives here.
+func (s *Sessions) EndAll(reason string) {
+	for _, l := range s.all(func(Info) bool { return true }) {
+		l.end(WhyShutdown, reason)
 	}
 }
 

@@ -141,6 +141,9 @@ func (s *Sessions) admit(by identity.Principal, host target.Host, req OpenReques
 	if s.closed {
 		return nil, fault.New(fault.Unavailable, "cannot open a session: this server is stopping")
 	}
+	if s.shut != "" {
+		return nil, fault.New(fault.Unavailable, "cannot open a session: %s", s.shut).WithHint("try again, at another server")
+	}
 	if s.draining {
 		return nil, fault.New(fault.Unavailable, "cannot open a session: this server is about to restart").WithHint("try again, at another server: handrail servers")
 	}

@@ -266,6 +266,7 @@ type Sessions struct {
 	closed   bool
 	draining bool
 	drained  *time.Timer // ends what is left
+	shut     string      // why nothing opens here
 	wg       sync.WaitGroup
 }
 

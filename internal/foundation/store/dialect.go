@@ -10,7 +10,10 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -116,6 +119,24 @@ func (d dialect) sqlitePool(part, role string) (*sql.DB, error) {
 	return db, nil
 }
 
+const (
+	// lostAfter is when a connection to PostgreSQL whose other end says nothing
+	// counts as lost, at both ends.
+	lostAfter = 10 * time.Second
+	// connectTime bounds a new one.
+	connectTime = 5 * time.Second
+)
+
+// onTCP is a control of sockets that leaves those of files alone.
+func onTCP(control func(network, address string, c syscall.RawConn) error) func(network, address string, c syscall.RawConn) error {
+	return func(network, address string, c syscall.RawConn) error {
+		if network == "unix" {
+			return nil
+		}
+		return control(network, address, c)
+	}
+}
+
 // config is how to connect to PostgreSQL in a role.
 func (d dialect) config(part, role string) (*pgx.ConnConfig, error) {
 	c, err := pgx.ParseConfig(d.url)
@@ -136,6 +157,14 @@ func (d dialect) config(part, role string) (*pgx.ConnConfig, error) {
 		set["synchronous_commit"] = "on" // whatever the database says: a checkpoint follows
 		set["lock_timeout"] = "5s"
 	}
+	// The database takes no connection for alive whose server the network took
+	// away, since it holds locks; and no server one whose database it took.
+	set["tcp_keepalives_idle"], set["tcp_keepalives_interval"], set["tcp_keepalives_count"] = "4", "2", "3"
+	set["tcp_user_timeout"] = strconv.FormatInt(lostAfter.Milliseconds(), 10)
+	c.DialFunc = (&net.Dialer{
+		Timeout: connectTime, Control: onTCP(giveUpUnanswered),
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 4 * time.Second, Interval: 2 * time.Second, Count: 3},
+	}).DialContext
 	if part == "state" && role != "read" {
 		// A server that hangs in the middle must not hold the others up.
 		set["idle_in_transaction_session_timeout"] = "10s"

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -73,21 +74,23 @@ func (t *tool) serverInviteCommand() *cobra.Command {
 
 func (t *tool) serverDrainCommand() *cobra.Command {
 	var reason string
+	var within time.Duration
 	c := t.command("drain SERVER", "Let a server take no new session, before it is restarted",
-		"handrail server drain b --reason upgrade   # its nodes move over; its sessions end by themselves\nhandrail servers                           # how many sessions it still has",
+		"handrail server drain b --reason upgrade --within 1h   # its nodes move over; its sessions may go on for an hour\nhandrail servers                                       # how many sessions it still has",
 		exactly("the server"),
 		func(cmd *cobra.Command, args []string) error {
 			c, err := t.client()
 			if err != nil {
 				return err
 			}
-			answer, err := c.servers.Drain(cmd.Context(), &v1.DrainServerRequest{Server: args[0], Reason: reason})
+			answer, err := c.servers.Drain(cmd.Context(), &v1.DrainServerRequest{Server: args[0], Reason: reason, Within: uint32(min(max(within, 0), 48*time.Hour).Seconds())})
 			if err != nil {
 				return err
 			}
 			return t.emit(answer, t.serverTable([]*v1.Server{answer.Server}))
 		})
 	c.Flags().StringVar(&reason, "reason", "", "what the people in its sessions are told")
+	c.Flags().DurationVar(&within, "within", 15*time.Minute, "what still runs then ends")
 	return c
 }
 

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"time"
 
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/feature/peer"
@@ -38,7 +39,7 @@ func (s servers) Join(ctx context.Context, r *handrailv1.JoinServerRequest) (*ha
 }
 
 func (s servers) Drain(ctx context.Context, r *handrailv1.DrainServerRequest) (*handrailv1.DrainServerResponse, error) {
-	moved, err := s.d.Peers.Drain(ctx, caller(ctx), r.Server, r.Reason)
+	moved, err := s.d.Peers.Drain(ctx, caller(ctx), r.Server, r.Reason, time.Duration(r.Within)*time.Second)
 	return &handrailv1.DrainServerResponse{Server: s.message(moved)}, err
 }
 
