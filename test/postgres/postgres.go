@@ -31,6 +31,9 @@ type Cluster struct {
 	process  *os.Process
 	ended    chan struct{}
 	next     atomic.Int64
+
+	place  func() error // puts the thread that starts the server where it shall be
+	listen string       // an address, beside the unix socket; "" is none
 }
 
 // Start starts a cluster; where it cannot, tests that ask for a database skip.
@@ -44,6 +47,19 @@ func Start() *Cluster {
 		c.missing = fmt.Sprintf("PostgreSQL does not start here: %v", err)
 	}
 	return c
+}
+
+// Elsewhere makes a server that listens on an address in another network
+// namespace, which place puts the calling thread into.
+func (c *Cluster) Elsewhere(t testing.TB, address string, place func() error) *Cluster {
+	t.Helper()
+	c.need(t)
+	e := &Cluster{bin: c.bin, place: place, listen: address}
+	t.Cleanup(e.Stop)
+	if err := e.start(); err != nil {
+		t.Fatal(err)
+	}
+	return e
 }
 
 // binaries finds the folder of Debian's (or anybody's) PostgreSQL server.
@@ -64,6 +80,16 @@ func (c *Cluster) start() error {
 	}
 	if err := c.run("initdb", "-D", filepath.Join(c.dir, "data"), "-U", "handrail", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"); err != nil {
 		return err
+	}
+	if c.listen != "" {
+		rules, err := os.OpenFile(filepath.Join(c.dir, "data", "pg_hba.conf"), os.O_APPEND|os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = rules.WriteString("host all all 10.77.0.0/16 trust\n")
+		if err := errors.Join(err, rules.Close()); err != nil {
+			return err
+		}
 	}
 	return c.Again()
 }
@@ -179,12 +205,18 @@ func (c *Cluster) Again() error {
 	}
 	defer log.Close()
 	cmd := exec.Command(filepath.Join(c.bin, "postgres"), "-D", filepath.Join(c.dir, "data"), "-k", c.dir,
-		"-c", "listen_addresses=", "-c", "max_connections=200", "-c", "shared_buffers=64MB")
+		"-c", "listen_addresses="+c.listen, "-c", "max_connections=200", "-c", "shared_buffers=64MB")
 	cmd.SysProcAttr, cmd.Dir, cmd.Stdout, cmd.Stderr = c.attr, c.dir, log, log
 	started, ended := make(chan error), make(chan struct{})
 	go func() {
 		runtime.LockOSThread() // the server dies with the thread that started it; this one stays
-		err := cmd.Start()
+		var err error
+		if c.place != nil {
+			err = c.place()
+		}
+		if err == nil {
+			err = cmd.Start()
+		}
 		started <- err
 		if err == nil {
 			_ = cmd.Wait()
@@ -253,6 +285,12 @@ func (c *Cluster) Stop() {
 	if c.dir != "" {
 		_ = os.RemoveAll(c.dir)
 	}
+}
+
+// Over is the URL of a database of this server by its address.
+func (c *Cluster) Over(url string) string {
+	name, _, _ := strings.Cut(strings.TrimPrefix(url, "postgres://handrail@/"), "?")
+	return "postgres://handrail@" + c.listen + "/" + name
 }
 
 // required says that a missing PostgreSQL is a failure here.

@@ -21,14 +21,20 @@ type house struct {
 
 func open(t *testing.T) *house {
 	t.Helper()
-	h := &house{t: t, a: place(t, "a", cluster.Database(t)).start()}
+	return enter(t, place(t, "a", cluster.Database(t)), func(string) string { return "" })
+}
+
+// enter opens the house at its first server; net says in which network a host is.
+func enter(t *testing.T, first *server, net func(host string) string) *house {
+	t.Helper()
+	h := &house{t: t, a: first.start()}
 	h.ada = h.a.first()
 	h.ben, h.cleo = h.ada.add("ben", "operator"), h.ada.add("cleo", "developer")
 	tokens := map[string]string{"web-1": h.ada.invite("web-1"), "web-2": h.ada.invite("web-2")}
 	h.ada.ok("bootstrap", "end")
 	h.b = h.ada.another(t, "b", h.ben).start()
 	for name, token := range tokens {
-		labHost(t, name, token, h.a.data, h.b.data)
+		labHost(t, name, token, net(name), h.a.data, h.b.data)
 	}
 	until(t, "both hosts to be online at both servers", func() bool {
 		for _, p := range []person{h.ada, h.ada.via(h.b)} {

@@ -103,6 +103,8 @@ type server struct {
 	t                    *testing.T
 	name, data, page, ss string
 	database             string
+	network              *network // nil: ours
+	net, office          string   // files of the network namespaces of it and of its people; "" is ours
 	cmd                  *exec.Cmd
 	out, errs            *buffer
 	done                 chan struct{}
@@ -111,7 +113,7 @@ type server struct {
 // place reserves the ports of a server that does not run yet.
 func place(t *testing.T, name, database string) *server {
 	t.Helper()
-	s := &server{t: t, name: name, data: filepath.Join(t.TempDir(), name), database: database, out: &buffer{}, errs: &buffer{}}
+	s := unplaced(t, name, database)
 	for _, at := range []*string{&s.page, &s.ss} {
 		address, release, err := port.Reserve()
 		if err != nil {
@@ -120,6 +122,12 @@ func place(t *testing.T, name, database string) *server {
 		t.Cleanup(release)
 		*at = address
 	}
+	return s
+}
+
+func unplaced(t *testing.T, name, database string) *server {
+	t.Helper()
+	s := &server{t: t, name: name, data: filepath.Join(t.TempDir(), name), database: database, out: &buffer{}, errs: &buffer{}}
 	t.Cleanup(func() {
 		s.stop()
 		if t.Failed() {
@@ -129,10 +137,27 @@ func place(t *testing.T, name, database string) *server {
 	return s
 }
 
+// beside reserves the ports of a further server.
+func (s *server) beside(t *testing.T, name string) *server {
+	t.Helper()
+	if s.net == "" {
+		return place(t, name, s.database)
+	}
+	return s.network.place(t, name, s.database)
+}
+
+// handrail is a command of the program in a network namespace.
+func handrail(net string, args ...string) *exec.Cmd {
+	if net == "" {
+		return exec.Command(binary, args...)
+	}
+	return exec.Command("nsenter", append([]string{"--net=" + net, binary}, args...)...)
+}
+
 // start runs it and waits until it has greeted.
 func (s *server) start() *server {
 	s.t.Helper()
-	s.cmd = exec.Command(binary, "server", "--data", s.data, "--listen", s.page, "--ssh-listen", s.ss)
+	s.cmd = handrail(s.net, "server", "--data", s.data, "--listen", s.page, "--ssh-listen", s.ss)
 	s.cmd.Env = append(os.Environ(), "HANDRAIL_HOME=", "HANDRAIL_DATABASE="+s.database)
 	s.cmd.Stderr = s.errs
 	stdout, err := s.cmd.StdoutPipe()
@@ -261,9 +286,10 @@ func (p person) via(s *server) person {
 		text = bytes.ReplaceAll(text, []byte(p.at.page), []byte(s.page))
 		text = bytes.ReplaceAll(text, []byte(p.at.ss), []byte(s.ss))
 		text = bytes.ReplaceAll(text, []byte(p.home), []byte(other.home))
-		_, port, _ := strings.Cut(p.at.ss, ":")
-		_, theirs, _ := strings.Cut(s.ss, ":")
+		at, port, _ := strings.Cut(p.at.ss, ":")
+		there, theirs, _ := strings.Cut(s.ss, ":")
 		text = bytes.ReplaceAll(text, []byte(port), []byte(theirs))
+		text = bytes.ReplaceAll(text, []byte(at), []byte(there))
 		if err := os.WriteFile(path, text, 0o600); err != nil {
 			return err
 		}
@@ -294,7 +320,9 @@ func (p person) run(args ...string) result {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd := handrail(p.at.office, args...)
+	stop := context.AfterFunc(ctx, func() { _ = cmd.Process.Kill() })
+	defer stop()
 	cmd.Env = append(os.Environ(), "HANDRAIL_HOME="+p.home)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
@@ -335,7 +363,7 @@ type process struct {
 
 func (p person) begin(args ...string) *process {
 	p.t.Helper()
-	return begin(p.t, exec.Command(binary, args...), "HANDRAIL_HOME="+p.home)
+	return begin(p.t, handrail(p.at.office, args...), "HANDRAIL_HOME="+p.home)
 }
 
 func begin(t *testing.T, cmd *exec.Cmd, env ...string) *process {
@@ -397,7 +425,7 @@ func (r *process) running() bool {
 }
 
 // labHost starts a host that joins with token and runs its node.
-func labHost(t *testing.T, name, token string, hide ...string) *lab.Host {
+func labHost(t *testing.T, name, token, net string, hide ...string) *lab.Host {
 	t.Helper()
 	said := &buffer{}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -407,7 +435,7 @@ func labHost(t *testing.T, name, token string, hide ...string) *lab.Host {
 		"rm /etc/handrail-token; exec " + lab.ProgramPath + " node --data " + data
 	h, err := lab.Start(ctx, lab.Config{
 		Name: name, Dir: t.TempDir(), Program: binary, Run: []string{"/bin/sh", "-c", script},
-		Files: map[string]string{"/etc/handrail-token": token + "\n"}, Hide: hide, Stdout: said, Stderr: said,
+		Files: map[string]string{"/etc/handrail-token": token + "\n"}, Hide: hide, Net: net, Stdout: said, Stderr: said,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -448,10 +476,10 @@ func (p person) stateOf(host string) string {
 // compares its key and says yes.
 func (p person) another(t *testing.T, name string, agrees person) *server {
 	t.Helper()
-	b := place(t, name, p.at.database)
+	b := p.at.beside(t, name)
 	var invited struct{ Token string }
 	p.json(&invited, "server", "invite", name, "-o", "json")
-	join := begin(t, exec.Command(binary, "server", "join", "--data", b.data, "--listen", b.page, "--ssh-listen", b.ss,
+	join := begin(t, handrail(b.net, "server", "join", "--data", b.data, "--listen", b.page, "--ssh-listen", b.ss,
 		"--token-file", tokenFile(t, invited.Token)))
 	join.says("handrail approve ")
 	words := strings.Fields(join.out.String())

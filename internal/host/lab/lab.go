@@ -44,6 +44,9 @@ type Config struct {
 	// Hide are folders that the host does not have, such as the server's data.
 	Hide []string `json:"hide,omitempty"`
 
+	// Net is the file of the network namespace that the host is in; "" is ours.
+	Net string `json:"-"`
+
 	Stdout, Stderr io.Writer `json:"-"`
 }
 
@@ -89,7 +92,10 @@ func Start(ctx context.Context, c Config) (*Host, error) {
 	go func() {
 		defer close(h.done)
 		runtime.LockOSThread() // PDEATHSIG follows the thread that forked
-		err := cmd.Start()
+		err := enterNet(c.Net)
+		if err == nil {
+			err = cmd.Start()
+		}
 		started <- err
 		if err == nil {
 			h.err = cmd.Wait()
@@ -107,6 +113,20 @@ func Start(ctx context.Context, c Config) (*Host, error) {
 	}
 	context.AfterFunc(ctx, func() { h.Stop() })
 	return h, nil
+}
+
+// enterNet puts this thread into a network namespace, so that what it forks is
+// in it.
+func enterNet(path string) error {
+	if path == "" {
+		return nil
+	}
+	ns, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
 }
 
 // Done is closed when the host has ended.
