@@ -175,7 +175,8 @@ func TestAServerThatTheNetworkCutsOffStopsAndComesBack(t *testing.T) {
 func (h *house) cutOff(t *testing.T, cut func() (heal func())) {
 	t.Helper()
 	adaB, benB := h.ada.via(h.b), h.ben.via(h.b)
-	session := h.ben.begin("ssh", "web-1", "--", "echo up; sleep 300")
+	const sleeper = "30017" // which nobody else sleeps
+	session := h.ben.begin("ssh", "web-1", "--", "echo up; exec sleep "+sleeper)
 	session.says("up")
 	id := h.ada.oneLive("ben")
 	var ask struct{ ID string }
@@ -183,6 +184,15 @@ func (h *house) cutOff(t *testing.T, cut func() (heal func())) {
 
 	heal := cut()
 	began := time.Now()
+	dead := make(chan time.Time, 1)
+	go func() {
+		tick := time.NewTicker(50 * time.Millisecond)
+		defer tick.Stop()
+		for runs("sleep", sleeper) && time.Since(began) < patience {
+			<-tick.C
+		}
+		dead <- time.Now()
+	}()
 	until(t, "both hosts to be usable at b", func() bool {
 		return benB.run("ssh", "web-1", "--", "true").code == 0 && benB.run("ssh", "web-2", "--", "true").code == 0
 	})
@@ -200,7 +210,11 @@ func (h *house) cutOff(t *testing.T, cut func() (heal func())) {
 	if session.ends() == 0 {
 		t.Errorf("the session of a server that is cut off ended well: %s", session.out)
 	}
-	t.Logf("the session at a had ended after %s", time.Since(began).Round(time.Millisecond))
+	t.Logf("its process was dead after %s, and its person's command ended after %s",
+		(<-dead).Sub(began).Round(time.Millisecond), session.over.Sub(began).Round(time.Millisecond))
+	if runs("sleep", sleeper) {
+		t.Error("a process outlives the session of a server that is cut off")
+	}
 	benB.ok("approve", ask.ID, "--yes")
 	until(t, "the session's end in the ledger", func() bool {
 		return slices.ContainsFunc(adaB.entries("session.closed"), func(e entry) bool { return e.Session == id })

@@ -359,6 +359,7 @@ type process struct {
 	cmd  *exec.Cmd
 	out  *buffer
 	done chan struct{}
+	over time.Time // when it ended, once done is closed
 }
 
 func (p person) begin(args ...string) *process {
@@ -377,6 +378,7 @@ func begin(t *testing.T, cmd *exec.Cmd, env ...string) *process {
 	go func() {
 		defer close(r.done)
 		_ = cmd.Wait()
+		r.over = time.Now()
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
@@ -492,4 +494,15 @@ func (p person) another(t *testing.T, name string, agrees person) *server {
 		t.Fatalf("server join: %s", join.out)
 	}
 	return b
+}
+
+// runs says whether some process on this machine, in whatever namespace, is that
+// command.
+func runs(command ...string) bool {
+	want := strings.Join(command, "\x00") + "\x00"
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	return slices.ContainsFunc(files, func(file string) bool {
+		line, err := os.ReadFile(file)
+		return err == nil && string(line) == want
+	})
 }

@@ -270,6 +270,10 @@ func endingText(why, text string) string {
 		return "This session was ended: you are locked" + colon(text)
 	case WhyPauseTimeout:
 		return "Nobody came to watch: this session ends."
+	case WhyShutdown:
+		if text != "" {
+			return "This session ends: " + text
+		}
 	case WhyRecorder:
 		return "This session can no longer be recorded, so it ends" + colon(text)
 	}
