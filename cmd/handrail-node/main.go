@@ -30,6 +30,7 @@ const usage = `handrail-node: reach this host through handrail
 
   handrail-node join --token-file F     join an installation (token from F, else from stdin)
   handrail-node run                     serve, after a join; as root, else as a trial in a user namespace
+  handrail-node upgrade                 run what is installed now in its place; sessions go on
 
 Options: --data DIR (default /var/lib/handrail for root), --hostname NAME (join), --server HOST:PORT (join, repeatable),
   --entrance ADDR:PORT (run; where people with vouchers come in while no server answers; default :7322, or none)
@@ -112,12 +113,18 @@ func run(ctx context.Context, args []string) error {
 		return err
 	case "join":
 		return join(ctx, o)
+	case "upgrade":
+		version, err := role.AskUpgrade(ctx, o.data)
+		if err == nil {
+			fmt.Fprintf(os.Stderr, "the node runs %s; its sessions go on\n", version)
+		}
+		return err
 	case "run":
 		at, err := role.EntranceAt(o.entrance)
 		if err != nil {
 			return err
 		}
-		return role.RunNode(ctx, o.data, role.Node{Entrance: at, Version: version()}, os.Stderr, log)
+		return role.RunNode(ctx, o.data, role.Node{Entrance: at, Version: version()}, role.InstalledNode, os.Stderr, log)
 	}
 	return fault.New(fault.Invalid, "cannot do %q", args[0]).WithHint("handrail-node help")
 }

@@ -2,10 +2,10 @@ package app
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -122,29 +122,46 @@ func inMemory(program []byte) (*os.File, error) {
 }
 
 // nodeOf is how this machine's node is run. Where nothing is carried, or memory
-// cannot be run on this host, this very program is the node's, too. release
-// gives the memory back, once the node has ended.
-func nodeOf(entrance, version string) (n role.Node, release func()) {
-	n = role.Node{Entrance: entrance, Version: version}
-	self, err := os.Open(role.Program)
-	if err != nil {
-		return n, func() {}
+// cannot be run on this host, this very program is the node's, too.
+func nodeOf(entrance, version string) role.Node {
+	n := role.Node{Entrance: entrance, Version: version}
+	if self, err := os.Open(role.Program); err == nil {
+		defer self.Close()
+		n.Program, n.Release = passenger(self)
 	}
-	defer self.Close()
-	f, err := unpack(self)
+	return n
+}
+
+// newerNode is the same of the program that is installed now.
+func newerNode(ctx context.Context) (role.Node, error) {
+	f, version, err := role.Installed(ctx)
+	if err != nil {
+		return role.Node{}, err
+	}
+	n := role.Node{Version: version}
+	if n.Program, n.Release = passenger(f); n.Program == "" {
+		n.Program, n.Release = role.PathOf(f), func() { f.Close() }
+		return n, nil
+	}
+	f.Close()
+	return n, nil
+}
+
+// passenger is the path of what a program carries; empty where it is nothing or
+// cannot be run.
+func passenger(carrier *os.File) (path string, release func()) {
+	f, err := unpack(carrier)
 	if err != nil {
 		logger().Warn("the node runs from the whole program, and takes more memory", "error", err)
 	}
 	if f == nil {
-		return n, func() {}
+		return "", nil
 	}
-	// By this process's own number: a child has another /proc/self.
-	n.Program = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
-	if err := unix.Access(n.Program, unix.X_OK); err != nil {
+	if path = role.PathOf(f); unix.Access(path, unix.X_OK) != nil {
 		f.Close()
-		n.Program = ""
+		return "", nil
 	}
-	return n, func() { f.Close() }
+	return path, func() { f.Close() }
 }
 
 // carry writes program, with node packed behind it, to the file at to.

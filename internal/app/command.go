@@ -305,12 +305,11 @@ func nodeCommand(version string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			n, release := nodeOf(at, version)
-			defer release()
-			return role.RunNode(cmd.Context(), dir, n, cmd.ErrOrStderr(), logger())
+			return role.RunNode(cmd.Context(), dir, nodeOf(at, version), newerNode, cmd.ErrOrStderr(), logger())
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", "", "folder of the node's data")
 	entranceFlag(cmd, &entrance, role.DefaultEntrance)
+	cmd.AddCommand(nodeUpgradeCommand())
 	return cmd
 }

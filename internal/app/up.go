@@ -205,8 +205,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	}()
 	unpacked := make(chan role.Node, 1) // while the server starts
 	go func() {
-		n, _ := nodeOf(s.entrance(), s.c.Version) // held until this process ends
-		unpacked <- n
+		unpacked <- nodeOf(s.entrance(), s.c.Version)
 	}()
 	if err := server.Start(ctx, serverRole); err != nil {
 		return err
@@ -215,10 +214,14 @@ func (s *supervisor) run(ctx context.Context) error {
 		if err := s.joinSelf(ctx); err != nil {
 			return err
 		}
-		n := <-unpacked
-		if s.madeAccount, err = node.StartNode(ctx, s.report, n); err != nil {
+		if s.madeAccount, err = node.StartNode(ctx, s.report, <-unpacked); err != nil {
 			return err
 		}
+		stop, err := node.ServeUpgrades(ctx, newerNode)
+		if err != nil {
+			return err
+		}
+		defer stop()
 	}
 	running, err := s.greet(ctx)
 	if err != nil {

@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"os"
 	"os/exec"
@@ -24,17 +25,19 @@ const (
 
 // Handle is the warden's hold on a running keeper.
 type Handle struct {
-	Spec   Spec
-	Answer wire.SessionAnswer // of the start
+	Session string             // its id
+	Answer  wire.SessionAnswer // of the start
 
-	cmd  *exec.Cmd
-	ctl  *net.UnixConn
-	call sync.Mutex // one command at a time
-	acks chan report
-	done chan struct{}
-	end  Ended
-	told bool         // it said itself how the session ended
-	seen atomic.Int64 // when it last said something, see clock
+	process *os.Process
+	ctl     *net.UnixConn
+	in      reports
+	hold    hold       // while another warden is made ready
+	call    sync.Mutex // one command at a time
+	acks    chan report
+	done    chan struct{}
+	end     Ended
+	told    bool         // it said itself how the session ended
+	seen    atomic.Int64 // when it last said something, see clock
 }
 
 // clock stands still while the machine sleeps, as keepers do.
@@ -213,14 +216,19 @@ func (s *Spawner) Start(ctx context.Context, spec Spec) (*Handle, *os.File, erro
 	if err != nil {
 		return nil, nil, fault.Wrap(fault.Unavailable, err, "cannot start session %s", spec.Session.ID)
 	}
-	h := &Handle{Spec: spec, cmd: b.cmd, ctl: b.ctl, acks: make(chan report, 1), done: make(chan struct{})}
-	h.seen.Store(int64(clock()))
+	h := newHandle(spec.Session.ID, b.cmd.Process, b.ctl)
 	if err := h.begin(ctx); err != nil {
 		b.session.Close()
 		h.Kill()
 		return nil, nil, err
 	}
 	return h, b.session, nil
+}
+
+func newHandle(session string, p *os.Process, ctl *net.UnixConn) *Handle {
+	h := &Handle{Session: session, process: p, ctl: ctl, in: reports{c: ctl}, acks: make(chan report, 1), done: make(chan struct{})}
+	h.seen.Store(int64(clock()))
+	return h
 }
 
 // begin waits until the session runs.
@@ -234,21 +242,24 @@ func (h *Handle) begin(ctx context.Context) error {
 		h.Answer = *r.Answer
 		return r.Answer.Err()
 	case <-h.done:
-		return fault.New(fault.Unavailable, "cannot start session %s: its keeper died", h.Spec.Session.ID)
+		return fault.New(fault.Unavailable, "cannot start session %s: its keeper died", h.Session)
 	case <-timer.C:
-		return fault.New(fault.Unavailable, "cannot start session %s: not within %s", h.Spec.Session.ID, startTimeout)
+		return fault.New(fault.Unavailable, "cannot start session %s: not within %s", h.Session, startTimeout)
 	case <-ctx.Done():
-		return fault.Wrap(fault.Unavailable, ctx.Err(), "cannot start session %s", h.Spec.Session.ID)
+		return fault.Wrap(fault.Unavailable, ctx.Err(), "cannot start session %s", h.Session)
 	}
 }
 
 // listen reads reports until the keeper is gone.
 func (h *Handle) listen(started chan<- report) {
 	defer close(h.done)
-	defer func() { _ = h.cmd.Wait() }()
+	defer func() { _, _ = h.process.Wait() }()
 	h.end = Ended{Exit: wire.Exit{Why: WhyLost}, Status: 255}
 	for {
-		b, err := wire.ReadBlock(h.ctl, maxControl)
+		b, err := h.in.next()
+		if errors.Is(err, os.ErrDeadlineExceeded) && h.hold.park() {
+			continue
+		}
 		if err != nil {
 			return
 		}
@@ -304,7 +315,7 @@ func (h *Handle) Resume(ctx context.Context) error {
 // Kill ends the keeper itself. The caller kills the cgroup. One that does not
 // end, because somebody with root has frozen it, is not waited for.
 func (h *Handle) Kill() {
-	_ = h.cmd.Process.Kill()
+	_ = h.process.Kill()
 	h.ctl.Close()
 	timer := time.NewTimer(killTimeout)
 	defer timer.Stop()
@@ -326,7 +337,7 @@ func (h *Handle) send(ctx context.Context, c command) (int, error) {
 		return 0, err
 	}
 	if err := wire.WriteBlock(h.ctl, b); err != nil {
-		return 0, fault.Wrap(fault.Unavailable, err, "cannot %s session %s", c.Op, h.Spec.Session.ID)
+		return 0, fault.Wrap(fault.Unavailable, err, "cannot %s session %s", c.Op, h.Session)
 	}
 	var r report
 	select {
@@ -337,10 +348,10 @@ func (h *Handle) send(ctx context.Context, c command) (int, error) {
 		default:
 		}
 	case <-ctx.Done():
-		return 0, fault.Wrap(fault.Unavailable, ctx.Err(), "cannot %s session %s", c.Op, h.Spec.Session.ID)
+		return 0, fault.Wrap(fault.Unavailable, ctx.Err(), "cannot %s session %s", c.Op, h.Session)
 	}
 	if r.Error != "" {
-		return r.Killed, fault.New(fault.Unavailable, "cannot %s session %s: %s", c.Op, h.Spec.Session.ID, r.Error)
+		return r.Killed, fault.New(fault.Unavailable, "cannot %s session %s: %s", c.Op, h.Session, r.Error)
 	}
 	return r.Killed, nil
 }

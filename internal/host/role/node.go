@@ -59,10 +59,14 @@ type Node struct {
 	// Program is a file with the node's roles and nothing else; "" is this very
 	// program, which may hold much that a node never needs.
 	Program string
+	// Release gives Program back, once nothing is started from it any more; nil:
+	// there is nothing to give.
+	Release func()
 }
 
-// RunNode runs the node of a machine that has joined until ctx ends.
-func RunNode(ctx context.Context, dir string, n Node, out io.Writer, log *slog.Logger) error {
+// RunNode runs the node of a machine that has joined until ctx ends, or a newer
+// one where the owner asks for it.
+func RunNode(ctx context.Context, dir string, n Node, newer Newer, out io.Writer, log *slog.Logger) error {
 	if !link.IsJoined(Place{Dir: dir}.At(linkName)) {
 		return fault.New(fault.NotFound, "cannot run a node: this machine has not joined").
 			WithHint("handrail host invite (on the server), then here: %s join --data %s", programName(), dir)
@@ -85,6 +89,11 @@ func RunNode(ctx context.Context, dir string, n Node, out io.Writer, log *slog.L
 	if _, err := w.StartNode(ctx, report, n); err != nil {
 		return err
 	}
+	stop, err := w.ServeUpgrades(ctx, newer)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	fmt.Fprintln(out, p.ModeLine(report))
 	<-ctx.Done()
 	return nil
@@ -105,20 +114,40 @@ func (w *Watch) StartNode(ctx context.Context, report sandbox.Report, n Node) (m
 			w.log.Warn("write sessions may lack their account", "error", err)
 		}
 	}
-	args := []string{
-		wardenName, "--version", n.Version, "--data", p.At(wardenName), "--socket", p.At("run", wardenName, "warden.sock"), "--link-uid", strconv.Itoa(p.Link),
-		"--hide", p.Dir, "--trial=" + strconv.FormatBool(mode != wire.ModeRoot),
+	mine, theirs, err := warden.UpgradeSocket()
+	if err != nil {
+		return madeAccount, fault.Wrap(fault.Internal, err, "cannot start the warden")
 	}
-	if kin, kerr := inspect.FileAt(Program); kerr == nil {
-		args = append(args, "--kin", kin.String())
-	}
-	err = w.Start(ctx, Role{Name: wardenName, Program: n.Program, Account: os.Geteuid(), Args: args})
+	w.node = &running{Node: n, mode: mode, upgrades: mine}
+	err = w.Start(ctx, Role{Name: wardenName, Program: n.Program, Account: os.Geteuid(), Args: w.wardenArgs(n), Files: []*os.File{theirs}})
 	if err == nil {
-		err = w.Start(ctx, Role{Name: linkName, Program: n.Program, Account: p.Link, Args: []string{
-			linkName, "--version", n.Version, "--data", p.Seen(p.Link, linkName), "--socket", p.Seen(p.Link, "run", wardenName, "warden.sock"), "--entrance", n.Entrance,
-		}})
+		err = w.Start(ctx, Role{Name: linkName, Program: n.Program, Account: p.Link, Args: w.linkArgs(n)})
 	}
 	return madeAccount, err
+}
+
+// wardenArgs are the warden's, as the supervisor gives them.
+func (w *Watch) wardenArgs(n Node) []string {
+	p := w.place
+	args := []string{
+		wardenName, "--version", n.Version, "--data", p.At(wardenName), "--socket", p.At("run", wardenName, "warden.sock"), "--link-uid", strconv.Itoa(p.Link),
+		"--hide", p.Dir, "--trial=" + strconv.FormatBool(w.node.mode != wire.ModeRoot), "--upgrades-fd", "3",
+	}
+	kin := w.node.kin
+	if own, err := inspect.FileAt(Program); err == nil {
+		kin = append(kin, own)
+	}
+	for _, f := range kin {
+		args = append(args, "--kin", f.String())
+	}
+	return args
+}
+
+func (w *Watch) linkArgs(n Node) []string {
+	p := w.place
+	return []string{
+		linkName, "--version", n.Version, "--data", p.Seen(p.Link, linkName), "--socket", p.Seen(p.Link, "run", wardenName, "warden.sock"), "--entrance", n.Entrance,
+	}
 }
 
 // IsHalf says whether that command is one of the node's roles.
@@ -136,7 +165,12 @@ func RunHalf(ctx context.Context, name string, args []string, version string, lo
 	if name == linkName {
 		fs.StringVar(&entrance, "entrance", "", "where people with vouchers come in")
 	}
+	var supervisor int
+	form := fs.Bool("handover-form", false, "say what this program can take over, and end")
 	if name == wardenName {
+		fs.IntVar(&w.Upgrades, "upgrades-fd", 0, "socket of the supervisor")
+		fs.IntVar(&w.Resume, "resume-fd", 0, "what the program before this one left")
+		fs.IntVar(&supervisor, "supervisor", 0, "process of the supervisor")
 		fs.IntVar(&w.LinkUID, "link-uid", os.Geteuid(), "account of the link")
 		fs.BoolVar(&w.Trial, "trial", false, "this node cannot be production")
 		fs.Func("kin", "file of a program that is handrail, too", func(s string) error {
@@ -152,6 +186,14 @@ func RunHalf(ctx context.Context, name string, args []string, version string, lo
 	}
 	if err != nil {
 		return fault.Wrap(fault.Invalid, err, "cannot run the %s", name).WithHint("the node starts it, with what it needs")
+	}
+	if *form {
+		return sayForm(version)
+	}
+	if w.Resume != 0 {
+		if err := endWith(supervisor); err != nil {
+			return err
+		}
 	}
 	if name == wardenName {
 		w.Dir, w.Socket, w.LinkGID = dir, socket, w.LinkUID

@@ -66,6 +66,8 @@ type Watch struct {
 	log       *slog.Logger
 	muted     atomic.Bool
 	stops     []func()
+	all       []*process
+	node      *running // the node, where one was started
 }
 
 // NewWatch returns a Watch over the roles of a place. What they say goes to
@@ -84,6 +86,7 @@ func (w *Watch) Mute() { w.muted.Store(true) }
 // time, only Stop ends it: a role stops when its turn comes, not when ctx ends.
 func (w *Watch) Start(ctx context.Context, r Role) error {
 	p := &process{w: w, r: r, ready: make(chan struct{})}
+	w.all = append(w.all, p)
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() {
@@ -119,7 +122,8 @@ func (w *Watch) Stop() {
 // process is a role that is watched.
 type process struct {
 	w     *Watch
-	r     Role
+	mu    sync.Mutex
+	r     Role // how it is started the next time
 	ready chan struct{}
 	once  sync.Once
 }
@@ -191,6 +195,8 @@ func (p *process) live(ctx context.Context) error {
 }
 
 func (p *process) command() *exec.Cmd {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	cmd := p.w.place.Command(p.r)
 	cmd.WaitDelay = drainTime
 	return cmd

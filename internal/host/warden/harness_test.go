@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 		c := testConfig(dir)
 		c.Confine = true
 		c.Lost, _ = time.ParseDuration(os.Getenv(lostEnv))
+		c.Upgrades, c.Resume = upgradesOf(os.Args)
 		if err := Run(context.Background(), c); err != nil {
 			_, _ = os.Stderr.WriteString(err.Error() + "\n")
 			os.Exit(1)

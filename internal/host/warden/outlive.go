@@ -77,10 +77,15 @@ func (s *sessions) sweep(p *powerful) []string {
 func (s *sessions) clearEarlier() {
 	met := map[string]int{}
 	for name := range leftovers(s.prefix) {
-		met[name[len(s.prefix):]] += killResidue(name)
+		if id := name[len(s.prefix):]; s.live[id] == nil {
+			met[id] += killResidue(name)
+		}
 	}
 	marks, _ := os.ReadDir(s.heldLive)
 	for _, m := range marks {
+		if s.live[m.Name()] != nil {
+			continue // it runs on, see handover.go
+		}
 		var p powerful
 		b, err := os.ReadFile(s.markPath(m.Name()))
 		if err == nil && json.Unmarshal(b, &p) == nil && p.BootID == bootID() {

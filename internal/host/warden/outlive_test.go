@@ -151,11 +151,11 @@ func TestAnEndedSessionOfNobodysIsNotAnEvent(t *testing.T) {
 // What a killed warden was starting holds its lock for a moment longer.
 func TestAWardenWaitsForTheLockOfOneThatWasKilled(t *testing.T) {
 	b := newBench(t)
-	free, err := lock(b.dir)
+	locked, err := lock(b.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	held := time.AfterFunc(200*time.Millisecond, free)
+	held := time.AfterFunc(200*time.Millisecond, func() { locked.Close() })
 	defer held.Stop()
 	b.start(nil)
 }

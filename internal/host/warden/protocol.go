@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
@@ -205,12 +207,22 @@ func fileFrom(oob []byte) *os.File {
 // goroutines; each takes a connection of its own from a small pool.
 type Client struct {
 	path string
+	dial func(ctx context.Context, path string) (*net.UnixConn, error)
 	mu   sync.Mutex
 	idle []*net.UnixConn
 }
 
 // NewClient returns a client of the warden at that socket.
-func NewClient(path string) *Client { return &Client{path: path} }
+func NewClient(path string) *Client { return &Client{path: path, dial: dialUnix} }
+
+func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UnixConn), nil
+}
 
 // Close closes the idle connections.
 func (c *Client) Close() {
@@ -231,15 +243,29 @@ func (c *Client) take(ctx context.Context) (*net.UnixConn, error) {
 		return conn, nil
 	}
 	c.mu.Unlock()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.path)
+	conn, err := c.dial(ctx, c.path)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot reach the warden").WithHint("is `handrail node` running as root on this host?")
 	}
-	return conn.(*net.UnixConn), nil
+	return conn, nil
 }
 
+// do asks, and asks again where the warden went away before it answered: a newer
+// program has taken its place. Nothing is done twice by that: an order is spent,
+// a brake known, a lease asked for once.
 func (c *Client) do(ctx context.Context, m message) (reply, *os.File, error) {
+	const tries = 3
+	for try := 1; ; try++ {
+		r, f, err := c.once(ctx, m)
+		gone := errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+		if !gone || try == tries || ctx.Err() != nil {
+			return r, f, err
+		}
+		c.Close() // those that idle are gone as well
+	}
+}
+
+func (c *Client) once(ctx context.Context, m message) (reply, *os.File, error) {
 	var r reply
 	conn, err := c.take(ctx)
 	if err != nil {

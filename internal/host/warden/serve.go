@@ -85,14 +85,23 @@ func (w *warden) serve(ctx context.Context, c *net.UnixConn) {
 		if _, err := receive(c, &m, false, frameTime); err != nil {
 			return
 		}
-		r, f := w.answer(ctx, m)
-		_ = c.SetWriteDeadline(time.Now().Add(frameTime))
-		err := send(c, r, f)
-		closeFile(f)
-		if err != nil {
+		if !w.reply(ctx, c, m) {
 			return
 		}
 	}
+}
+
+// reply does what was asked and says so; a newer program does not take over in
+// between.
+func (w *warden) reply(ctx context.Context, c *net.UnixConn, m message) bool {
+	if m.Op != opEvent { // which may wait for long, and is asked again
+		w.gate.RLock()
+		defer w.gate.RUnlock()
+	}
+	r, f := w.answer(ctx, m)
+	defer closeFile(f)
+	_ = c.SetWriteDeadline(time.Now().Add(frameTime))
+	return send(c, r, f) == nil
 }
 
 func (w *warden) answer(ctx context.Context, m message) (reply, *os.File) {

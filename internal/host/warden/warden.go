@@ -39,6 +39,12 @@ type Config struct {
 	Silence time.Duration        // after which a keeper that says nothing is ended; 0: 1 min
 	Lost    time.Duration        // without a lease, until vouchers count; 0: wire.LeaseLost. No flag, file or variable sets it: tests do
 	Log     *slog.Logger         // nil: discard
+	// Upgrades is the descriptor of a socket on which the supervisor may hand in
+	// a newer program; 0: there is none. See handover.go.
+	Upgrades int
+	// Resume is the descriptor of what an earlier program of this process left;
+	// 0: this is the first.
+	Resume int
 }
 
 // keepAlive makes the kernel, when memory is short, end others before the
@@ -48,6 +54,7 @@ const keepAlive = "-500"
 // warden is the running role.
 type warden struct {
 	c      Config
+	lock   *os.File
 	judge  *judge
 	pin    *pinKeeper
 	events *events
@@ -56,18 +63,27 @@ type warden struct {
 	looks  looks
 	door   *entrances
 	life   context.Context // of the role
+	gate   sync.RWMutex    // held for reading while something is done, for writing while a newer program takes over
 	status Status
 	log    *slog.Logger
 }
 
 // Run serves until ctx ends; then every session is dead.
 func Run(ctx context.Context, c Config) error {
-	w, unlock, err := open(ctx, c)
+	var from *passed
+	if c.Resume != 0 {
+		var err error
+		if from, err = readPassed(c.Resume); err != nil {
+			return err
+		}
+		c.Upgrades = from.Upgrades
+	}
+	w, unlock, err := open(ctx, c, from)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	l, err := listen(c)
+	l, err := listen(c, from)
 	if err != nil {
 		return err
 	}
@@ -86,6 +102,7 @@ func Run(ctx context.Context, c Config) error {
 		w.watch(ctx)
 	}()
 	context.AfterFunc(ctx, func() { l.Close() })
+	w.serveUpgrades(ctx, l, from != nil)
 	if c.Ready != nil {
 		c.Ready()
 	}
@@ -99,7 +116,7 @@ func Run(ctx context.Context, c Config) error {
 }
 
 // open reads what the warden remembers and clears up after an earlier one.
-func open(ctx context.Context, c Config) (*warden, func(), error) {
+func open(ctx context.Context, c Config, from *passed) (*warden, func(), error) {
 	if c.Boot == nil {
 		c.Boot = bootTime
 	}
@@ -125,10 +142,11 @@ func open(ctx context.Context, c Config) (*warden, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	unlock, err := lock(c.Dir)
+	locked, err := lockOf(c.Dir, from)
 	if err != nil {
 		return nil, nil, err
 	}
+	unlock := func() { locked.Close() }
 	spools := filepath.Join(c.Dir, "spool")
 	for _, dir := range []string{spools, filepath.Join(c.Dir, "live")} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -151,16 +169,26 @@ func open(ctx context.Context, c Config) (*warden, func(), error) {
 	hide := append([]string{c.Dir}, c.Hide...)
 	probe := sandbox.Probe(ctx, hide)
 	w := &warden{
-		c: c, judge: j, life: ctx, pin: &pinKeeper{dir: within(held), j: j, saved: j.size(), vers: j.bundleVersion()}, events: newEvents(), log: c.Log,
+		c: c, lock: locked, judge: j, life: ctx, pin: &pinKeeper{dir: within(held), j: j, saved: j.size(), vers: j.bundleVersion()}, events: newEvents(), log: c.Log,
 		status: Status{Node: pin.Node, Mode: string(probe.Mode), Floor: string(probe.Floor), Missing: probe.Missing,
 			Trial: c.Trial || probe.Mode != sandbox.RootMode, Version: c.Version, BootID: bootID(), Cosigned: policy.witnesses.Wants()},
 	}
 	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), heldLive: filepath.Join(within(held), "live"), procs: procs, prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
 		hide: hide, events: w.events, live: map[string]*live{}, uids: newUIDRange(policy)}
+	if from != nil {
+		w.events.queue, w.events.dropped = from.Events, from.Dropped
+		w.run.adopt(from)
+	}
 	w.run.clearEarlier()
 	if w.door, err = w.openDoor(within(held)); err != nil {
 		release()
 		return nil, nil, err
+	}
+	if from != nil {
+		if err := j.take(from.Judge); err != nil {
+			release()
+			return nil, nil, err
+		}
 	}
 	return w, release, nil
 }
@@ -192,7 +220,7 @@ func within(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) 
 // child that it had just forked and that has not become a keeper yet.
 const lockPatience = 3 * time.Second
 
-func lock(dir string) (func(), error) {
+func lock(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
@@ -201,7 +229,7 @@ func lock(dir string) (func(), error) {
 	defer tick.Stop()
 	for late := time.After(lockPatience); ; {
 		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-			return func() { f.Close() }, nil
+			return f, nil
 		}
 		select {
 		case <-tick.C:
@@ -212,7 +240,22 @@ func lock(dir string) (func(), error) {
 	}
 }
 
-func listen(c Config) (*net.UnixListener, error) {
+func listen(c Config, from *passed) (*net.UnixListener, error) {
+	if from != nil {
+		f := os.NewFile(uintptr(from.Listener), "listener")
+		defer f.Close()
+		l, err := net.FileListener(f)
+		if err != nil {
+			return nil, fault.Wrap(fault.Invalid, err, "cannot take over a warden")
+		}
+		u, ok := l.(*net.UnixListener)
+		if !ok {
+			l.Close()
+			return nil, fault.New(fault.Invalid, "cannot take over a warden: it left another listener")
+		}
+		u.SetUnlinkOnClose(true)
+		return u, nil
+	}
 	_ = os.Remove(c.Socket) // the lock says that nobody listens there
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.Socket, Net: "unix"})
 	if err != nil {
@@ -245,12 +288,14 @@ func (w *warden) watch(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		w.gate.RLock()
 		if since, have := w.judge.staleFor(); have && since > staleKill {
 			w.run.stopWhere(keeper.WhyLease, func(l *live) bool { return !l.alone })
 			w.looks.stop(everybody)
 		}
 		w.run.overdue(bootTime(), w.c.Silence)
 		offset = w.clock(offset, wallMinusBoot())
+		w.gate.RUnlock()
 	}
 }
 
