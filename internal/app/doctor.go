@@ -14,20 +14,30 @@ import (
 
 func doctorCommand() *cobra.Command {
 	var try bool
+	var data string
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Say what this machine can give and what is missing",
-		Example: `  handrail doctor               # layers of the sandbox, and what to do about the missing
+		Short: "Say what this machine can give, what is missing, and what is misconfigured",
+		Example: `  handrail doctor               # layers of the sandbox, misconfigurations, and the next command for each
   handrail doctor --attack      # try to break out of the read-only sandbox, probe by probe`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if try {
 				return runAttack(cmd)
 			}
-			return printReport(cmd, sandbox.Probe(cmd.Context(), nil))
+			dir, err := dataFolder(data)
+			if err != nil {
+				return err
+			}
+			report, all, err := examine(cmd.Context(), dir)
+			if err != nil {
+				return err
+			}
+			return printReport(cmd, report, all)
 		},
 	}
 	cmd.Flags().BoolVar(&try, "attack", false, "try to break out of the read-only sandbox")
+	cmd.Flags().StringVar(&data, "data", "", "folder of the server that runs here")
 	return cmd
 }
 
@@ -55,14 +65,23 @@ func runAttack(cmd *cobra.Command) error {
 	return nil
 }
 
-func printReport(cmd *cobra.Command, r sandbox.Report) error {
+func printReport(cmd *cobra.Command, r sandbox.Report, all []finding) error {
 	if !asJSON(cmd) {
 		writeReport(cmd.OutOrStdout(), r)
-	} else if err := printJSON(cmd, r); err != nil {
+		writeFindings(cmd.OutOrStdout(), all)
+	} else if err := printJSON(cmd, struct {
+		sandbox.Report
+		Findings []finding `json:"findings"`
+	}{r, all}); err != nil {
 		return err
 	}
 	if r.Floor == sandbox.Brokered {
 		return fault.New(fault.Partial, "cannot give shells on this machine").WithHint("the lines above say what is missing")
+	}
+	for _, f := range all {
+		if f.Bad {
+			return fault.New(fault.Partial, "cannot call this installation sound: %s", f.What).WithHint("%s", f.Fix)
+		}
 	}
 	return nil
 }

@@ -39,7 +39,8 @@ type localDoor struct {
 	verify    func(ctx context.Context) (localAnswer, error)
 	join      func(ctx context.Context, hostname, mode string, trial bool) (localAnswer, error)
 	company   func(ctx context.Context, q localQuestion) (localAnswer, error) // what a configuration of the directory would bring about
-	trust     func(bundle []byte) (localAnswer, error)                        // nil: what to sign; else the bundle that was signed
+	checkup   func(ctx context.Context) (localAnswer, error)
+	trust     func(bundle []byte) (localAnswer, error) // nil: what to sign; else the bundle that was signed
 }
 
 // localAnswer is what the control socket says.
@@ -104,6 +105,9 @@ func (d *localDoor) serve(ctx context.Context, l net.Listener) error {
 	})
 	mux.HandleFunc("POST /company", func(w http.ResponseWriter, r *http.Request) {
 		d.answer(w, r, func(q localQuestion) (localAnswer, error) { return d.company(r.Context(), q) })
+	})
+	mux.HandleFunc("POST /checkup", func(w http.ResponseWriter, r *http.Request) {
+		d.answer(w, r, func(localQuestion) (localAnswer, error) { return d.checkup(r.Context()) })
 	})
 	mux.HandleFunc("POST /trust", func(w http.ResponseWriter, r *http.Request) {
 		d.answer(w, r, func(q localQuestion) (localAnswer, error) { return d.trust(q.Bundle) })
@@ -240,7 +244,7 @@ func (s *Server) local() *localDoor {
 			token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
 			return localAnswer{Token: token.String(), Link: s.url() + "/login?t=" + secret}, nil
 		},
-		join: s.joinLocal, trust: s.trustLocal, company: s.tryCompany,
+		join: s.joinLocal, checkup: s.checkupLocal, trust: s.trustLocal, company: s.tryCompany,
 	}
 }
 

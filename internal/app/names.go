@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strings"
 
 	"handrail.dev/handrail/internal/foundation/keyring"
@@ -69,4 +70,13 @@ func misdirected(w http.ResponseWriter, r *http.Request, url string) {
 		return
 	}
 	http.Error(w, text, http.StatusMisdirectedRequest)
+}
+
+// passkeyName is what passkeys are bound to: the name in the page's address,
+// with or without a port.
+func passkeyName(page string) string {
+	if u, err := url.Parse(page); err == nil && u.Hostname() != "" {
+		return u.Hostname()
+	}
+	return "localhost"
 }

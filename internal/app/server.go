@@ -207,12 +207,8 @@ func Actions() (all []ledger.Action) {
 
 func (s *Server) openPeople(ctx context.Context) error {
 	url := s.url()
-	rpID := "localhost"
-	if host, _, err := net.SplitHostPort(strings.TrimPrefix(strings.TrimPrefix(url, "https://"), "http://")); err == nil {
-		rpID = host
-	}
 	s.people = identity.New(identity.Deps{
-		Store: s.store, Ring: s.ring, Bootstrap: s.bootstrap, RPID: rpID, Origins: []string{url}, ProviderApproves: s.providerApproves(),
+		Store: s.store, Ring: s.ring, Bootstrap: s.bootstrap, RPID: passkeyName(url), Origins: []string{url}, ProviderApproves: s.providerApproves(),
 	})
 	s.openProvider()
 	if err := s.people.Start(ctx); err != nil {
