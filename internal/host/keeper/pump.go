@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -69,7 +70,13 @@ type input struct {
 // is gone, and with it the session.
 func (k *keeper) takeFrames() {
 	queue := make(chan input, inputQueue)
-	go k.feed(queue)
+	var waiting atomic.Int32
+	go k.feed(queue, &waiting)
+	stdin, err := k.stdin.SyscallConn()
+	if err != nil {
+		k.end(WhyLost)
+		return
+	}
 	r := wire.NewReader(k.conn)
 	eof := false
 	for {
@@ -82,19 +89,37 @@ func (k *keeper) takeFrames() {
 		case wire.FrameStdin:
 			if !eof && len(p) > 0 {
 				k.log.write(t, p)
+				if waiting.Load() == 0 {
+					p = p[takenAtOnce(stdin, p):]
+				}
+				if len(p) == 0 {
+					continue
+				}
 				in := input{buffers.Get().(*[wire.MaxFrame]byte), len(p)}
 				copy(in.b[:], p)
+				waiting.Add(1)
 				queue <- in
 			}
 		case wire.FrameEOF:
 			if !eof {
 				eof = true
+				waiting.Add(1)
 				queue <- input{n: -1}
 			}
 		default:
 			k.control(t, p)
 		}
 	}
+}
+
+// takenAtOnce gives the program what it has room for, without waiting: a key
+// need not wake another goroutine on its way. An error is left to who waits.
+func takenAtOnce(stdin syscall.RawConn, p []byte) (n int) {
+	_ = stdin.Write(func(fd uintptr) bool {
+		n, _ = unix.Write(int(fd), p)
+		return true
+	})
+	return max(n, 0)
 }
 
 // control handles the frames that are not input. Malformed ones are ignored:
@@ -119,13 +144,14 @@ func (k *keeper) control(t wire.FrameType, p []byte) {
 	}
 }
 
-// feed writes input to the program. A program that has closed its input costs
+// feed writes input for which the program had no room. A program that has closed its input costs
 // the input, not the session.
-func (k *keeper) feed(queue <-chan input) {
+func (k *keeper) feed(queue <-chan input, waiting *atomic.Int32) {
 	dead := false
 	for in := range queue {
 		if in.n < 0 {
 			k.closeInput()
+			waiting.Add(-1)
 			continue
 		}
 		if !dead {
@@ -134,6 +160,7 @@ func (k *keeper) feed(queue <-chan input) {
 			}
 		}
 		buffers.Put(in.b)
+		waiting.Add(-1)
 	}
 }
 
