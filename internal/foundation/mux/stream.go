@@ -29,16 +29,17 @@ type Stream struct {
 	writable *sync.Cond
 	in       backlog // came, not read yet
 	into     []byte  // of a reader who waits
-	got      int     // what went there; -1 while nobody waits
-	room     int     // what the peer may still send
-	window   int     // what it may send at most, read or not
-	freed    int     // was read, and is not granted again yet
-	send     int     // what we may still send
-	eof      bool    // the peer sends nothing more
-	deaf     bool    // the peer takes nothing more
-	closed   bool    // Close was called
-	finished bool    // CloseWrite was called
-	gone     bool    // forgotten
+	sink     func(b []byte) (taken int)
+	got      int  // what went there; -1 while nobody waits
+	room     int  // what the peer may still send
+	window   int  // what it may send at most, read or not
+	freed    int  // was read, and is not granted again yet
+	send     int  // what we may still send
+	eof      bool // the peer sends nothing more
+	deaf     bool // the peer takes nothing more
+	closed   bool // Close was called
+	finished bool // CloseWrite was called
+	gone     bool // forgotten
 	err      error
 	readBy   deadline
 	writeBy  deadline
@@ -60,19 +61,34 @@ func (st *Stream) Read(p []byte) (int, error) {
 			return 0, err
 		}
 	}
-	st.mu.Lock()
-	n, err := st.await(p)
-	grant := st.due(n)
-	st.mu.Unlock()
-	if grant > 0 {
-		var b [4]byte
-		binary.BigEndian.PutUint32(b[:], uint32(grant))
-		_ = st.s.send(st, frameWindow, b[:]) // what was read was read
+	for {
+		st.mu.Lock()
+		n, err := st.await(p)
+		grant := st.due(n)
+		st.mu.Unlock()
+		if grant > 0 {
+			var b [4]byte
+			binary.BigEndian.PutUint32(b[:], uint32(grant))
+			_ = st.s.send(st, frameWindow, b[:]) // what was read was read
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
 	}
-	return n, err
 }
 
-// await waits until there is something for p. The caller holds mu.
+// Sink gives what comes to f, as long as somebody waits in Read, who then need
+// not be woken. f takes what it can without waiting for anybody, since all
+// streams of the connection wait for it; the rest goes to who reads. It is not
+// called while nobody does.
+func (st *Stream) Sink(f func(b []byte) (taken int)) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.sink = f
+}
+
+// await waits until there is something for p, or something to grant. The
+// caller holds mu.
 func (st *Stream) await(p []byte) (int, error) {
 	for {
 		switch {
@@ -96,7 +112,7 @@ func (st *Stream) await(p []byte) (int, error) {
 		n := st.got
 		st.into, st.got = nil, -1
 		st.readable.Signal() // the next reader
-		if n > 0 {
+		if n > 0 || st.freed >= st.window/2 {
 			return n, nil
 		}
 	}
@@ -140,6 +156,13 @@ func (st *Stream) deliver(b []byte) {
 		return
 	}
 	if st.got == 0 && st.in.empty() {
+		if st.sink != nil {
+			n := min(st.sink(b), len(b))
+			st.freed += n
+			if b = b[n:]; len(b) == 0 && st.freed < st.window/2 {
+				return
+			}
+		}
 		n := copy(st.into, b)
 		st.got, b = n, b[n:]
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/mux"
@@ -71,7 +72,26 @@ func (l *link) session(ctx context.Context, s *mux.Stream, b *bus) {
 	if err != nil {
 		return
 	}
+	if u, ok := conn.(*net.UnixConn); ok {
+		s.Sink(atOnce(u))
+	}
 	relay(s, conn)
+}
+
+// atOnce writes what the keeper's socket has room for, so that a key wakes the
+// keeper and nobody on its way.
+func atOnce(keeper *net.UnixConn) func(b []byte) int {
+	raw, err := keeper.SyscallConn()
+	if err != nil {
+		return func([]byte) int { return 0 }
+	}
+	return func(b []byte) (n int) {
+		_ = raw.Write(func(fd uintptr) bool {
+			n, _ = unix.Write(int(fd), b) // an error is left to who reads
+			return true
+		})
+		return max(n, 0)
+	}
 }
 
 func (l *link) order(ctx context.Context, raw []byte, b *bus) (a wire.SessionAnswer, f *os.File, err error) {
