@@ -17,6 +17,7 @@ func BenchmarkGroupsPostgres(b *testing.B) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	b.ResetTimer()
+	used, theirs := cpuTime(), shared.Processor()
 	for range 8 {
 		wg.Go(func() {
 			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
@@ -31,6 +32,9 @@ func BenchmarkGroupsPostgres(b *testing.B) {
 		})
 	}
 	wg.Wait()
+	per := 1e3 * 64 * float64(b.N)
+	b.ReportMetric(float64((cpuTime()-used).Nanoseconds())/per, "cpu-µs/leaf")
+	b.ReportMetric(float64((shared.Processor()-theirs).Nanoseconds())/per, "postgres-µs/leaf")
 	b.ReportMetric(64*float64(b.N)/b.Elapsed().Seconds(), "leaves/s")
 	b.ReportMetric(0, "ns/op")
 }
