@@ -20,6 +20,10 @@ import (
 	"handrail.dev/handrail/internal/surface/rpc"
 )
 
+// callersAlive is how soon it is noticed that the network took a caller away: as
+// soon as a node's lease ends.
+var callersAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
+
 // front splits one port by what the first byte and ALPN say: nodes, TLS for
 // the command line and for browsers off loopback, and plain HTTP for browsers
 // on loopback, where http://localhost is a secure context (W3C Secure
@@ -80,6 +84,9 @@ func (f *front) serve(ctx context.Context, l net.Listener) error {
 			case <-time.After(50 * time.Millisecond):
 				continue
 			}
+		}
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetKeepAliveConfig(callersAlive) // without it what a lost server holds here stays for minutes
 		}
 		go f.greet(ctx, f.strangers.Admit(c))
 	}

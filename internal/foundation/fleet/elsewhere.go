@@ -24,9 +24,6 @@ const askBrake = "brake"
 // and there by the ledger and the leases, if not by this.
 const peerTime = 3 * time.Second
 
-// peerAlive is how soon it is noticed that the other server went, at both ends.
-var peerAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2}
-
 // answer does what another server asks.
 func (f *Fleet) answer(ctx context.Context, ask wire.PeerAsk) ([]byte, error) {
 	if ask.What != askBrake {
@@ -127,7 +124,7 @@ func (f *Fleet) DialPeer(ctx context.Context, server string, hello wire.PeerHell
 	}
 	ctx, cancel := context.WithTimeout(ctx, helloTime)
 	defer cancel()
-	dialer := net.Dialer{KeepAliveConfig: peerAlive}
+	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2}}
 	raw, err := dialer.DialContext(ctx, "tcp", p.Address)
 	if err != nil {
 		return nil, cannot(err)
@@ -179,11 +176,6 @@ func (f *Fleet) ServePeer(ctx context.Context, c *tls.Conn) {
 		return
 	}
 	_ = c.SetDeadline(time.Time{})
-	if tcp, ok := c.NetConn().(interface {
-		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok {
-		_ = tcp.SetKeepAliveConfig(peerAlive) // else a server that the network took away is waited for
-	}
 	if inside == nil {
 		f.d.PeerAPI(struct{ net.Conn }{c}) // plain HTTP inside: its TLS is no business of an HTTP server's
 		return
