@@ -24,7 +24,7 @@ if ((${#missing[@]})); then
 		echo "missing for some tests, which skip: ${missing[*]}  (as root: apt-get install ${missing[*]})"
 	fi
 fi
-for from in browser provider; do
+for from in browser provider outside; do
 	[[ -f test/$from/package.json && ! -d test/$from/node_modules ]] || continue
 	if command -v npm >/dev/null; then
 		(cd "test/$from" && npm install --no-audit --no-fund --silent) || echo "npm could not install what test/$from needs: its tests skip"

@@ -209,6 +209,13 @@ And one for how long payloads are kept, by action; leaves and proofs stay:
   "inspection.*" = "400d"
 
 ` + recordingsHelp + `
+And one for webhooks, which reach no address of this machine, its link or its
+cloud unless it is named here:
+
+  [webhooks]
+  allow = ["169.254.7.0/24"]
+  ca-file = "receivers.pem"          # authorities of receivers, beside the system's
+
 At the provider, register the redirects URL/login/provider/back and
 URL/login/provider/paste, and http://127.0.0.1/handrail for commands. What the
 provider says must be in the ID token.

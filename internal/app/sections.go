@@ -28,12 +28,13 @@ type sections struct {
 	NATS      *natsSection        `toml:"nats"`
 	Workloads []oidc.Issuer       `toml:"workload"` // whose word on robots is taken
 	Retention retention           `toml:"retention"`
+	Webhooks  *webhookSection     `toml:"webhooks"`
 
 	Recordings *recordingsSection `toml:"recordings"`
 }
 
 // sectionNames are the tables that there are.
-var sectionNames = []string{"oidc", "directory", "nats", "workload", "retention", "recordings"}
+var sectionNames = []string{"oidc", "directory", "nats", "workload", "retention", "recordings", "webhooks"}
 
 // parseSections reads the tables. What it does not know is an error here too.
 func parseSections(text []byte) (sections, error) {
@@ -65,6 +66,9 @@ func parseSections(text []byte) (sections, error) {
 	if err := s.Recordings.check(); err != nil {
 		return s, err
 	}
+	if _, err = s.Webhooks.networks(); err != nil {
+		return s, err
+	}
 	_, err = s.Retention.rules(time.Now())
 	return s, err
 }
@@ -94,6 +98,9 @@ func readSections() (sections, error) {
 	}
 	if err == nil {
 		err = s.Recordings.complete(path)
+	}
+	if err == nil {
+		err = s.Webhooks.complete(path)
 	}
 	return s, err
 }
@@ -148,13 +155,14 @@ type handed struct {
 	Workloads  []oidc.Issuer       `json:"workloads,omitempty"`
 	Retention  retention           `json:"retention,omitempty"`
 	Recordings *recordingsSection  `json:"recordings,omitempty"` // with its secret
+	Webhooks   *webhookSection     `json:"webhooks,omitempty"`
 }
 
 const sectionsEnv = "HANDRAIL_SECTIONS"
 
 // hand is what the supervisor puts into the environment of the server.
 func (s sections) hand() (string, error) {
-	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention, Recordings: s.Recordings}
+	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention, Recordings: s.Recordings, Webhooks: s.Webhooks}
 	if s.OIDC != nil {
 		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
 	}
@@ -173,5 +181,5 @@ func takeSections(text string) (sections, error) {
 	if h.OIDC != nil {
 		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
 	}
-	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention, Recordings: h.Recordings}, nil
+	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention, Recordings: h.Recordings, Webhooks: h.Webhooks}, nil
 }

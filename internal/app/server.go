@@ -26,6 +26,7 @@ import (
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/sshgate"
 	"handrail.dev/handrail/internal/feature/voucher"
+	"handrail.dev/handrail/internal/feature/webhook"
 	"handrail.dev/handrail/internal/feature/witness"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/directory"
@@ -103,6 +104,7 @@ type Server struct {
 	rotations  *rotation.Rotations
 	circle     *witness.Circle
 	witness    *witness.Witness
+	webhooks   *webhook.Hooks
 	handler    http.Handler
 	peerAPI    http.Handler // the API without the way to other servers
 }
@@ -115,7 +117,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data), peerConns: newQueue(c.Listener.Addr())}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openErasures, s.openRotations, s.openFleet, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openErasures, s.openWebhooks, s.openRotations, s.openFleet, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -179,14 +181,14 @@ func (s *Server) unspool(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
 
 // observations is every feature's tables of what machines report.
 func observations() []store.ObservationMigration {
-	return slices.Concat(fleet.Observations(), peer.Observations(), witness.Observations())
+	return slices.Concat(fleet.Observations(), peer.Observations(), witness.Observations(), webhook.Observations())
 }
 
 // migrations is every feature's tables, in the order of the manual.
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
 		identity.Schema(), directory.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
-		witness.Schema(), erasure.Schema(), recording.Schema(), inspect.Schema(), voucher.Schema(), rotation.Schema(),
+		witness.Schema(), erasure.Schema(), recording.Schema(), inspect.Schema(), voucher.Schema(), rotation.Schema(), webhook.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -198,7 +200,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(), rotation.Actions(),
+		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(), rotation.Actions(), webhook.Actions(),
 	} {
 		all = append(all, actions...)
 	}
@@ -221,7 +223,7 @@ func (s *Server) openPeople(ctx context.Context) error {
 
 func (s *Server) openDoor(context.Context) error {
 	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds(), rotation.Kinds(), roster.DirectoryKinds(s.people),
-		erasure.Kinds(func() *erasure.Erasures { return s.erasures }))
+		erasure.Kinds(func() *erasure.Erasures { return s.erasures }), webhook.Kinds(func() *webhook.Hooks { return s.webhooks }))
 	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
 	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
 	s.access = access.New(access.Deps{
@@ -325,7 +327,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Erasures: s.erasures, Rotations: s.rotations, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
-		Vouchers: s.vouchers.Load, Info: s.info, Now: time.Now, Log: s.c.Log,
+		Vouchers: s.vouchers.Load, Webhooks: s.webhooks, Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	api := s.whileCut(s.toHomes(s.peerAPI))
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})
@@ -447,6 +449,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "witnesses", s.circle.Run)
 	run(below, "erasures", s.erasures.Run)
 	run(below, "keys", s.rotations.Run)
+	run(below, "webhooks", func(ctx context.Context) error { return s.peers.Lead(ctx, s.webhooks.Run) })
 	run(below, "hosts without a node", s.agentless.Run)
 	run(below, "grants", s.access.Run)
 	run(below, "roster", s.roster.Run)

@@ -24,6 +24,7 @@ func (s *Server) sources() []notice.Source {
 		{Banners: s.cutBanners},
 		{Banners: s.witnessBanners},
 		{Banners: s.voucherBanners},
+		{Banners: s.webhookBanners},
 		{Banners: s.directoryBanners},
 		{Attention: s.openApprovals},
 		{Attention: s.owedReviews},
@@ -102,7 +103,7 @@ var topics = map[string]notice.Topic{
 	"host": notice.Hosts, "node": notice.Hosts, "session": notice.Sessions, "approval": notice.Approvals,
 	"grant": notice.Grants, "person": notice.People, "people": notice.People, "directory": notice.People, "device": notice.People, "passkey": notice.People,
 	"policy": notice.Policy, "bootstrap": notice.Installation, "witness": notice.Installation,
-	"voucher": notice.Installation, "breakglass": notice.Sessions,
+	"voucher": notice.Installation, "webhook": notice.Installation, "breakglass": notice.Sessions,
 }
 
 // followAgain is how long follow waits after an error.
@@ -169,6 +170,9 @@ func eventsOf(e store.Recorded) []notice.Event {
 	noun, _, _ := strings.Cut(string(e.Parsed.Action), ".")
 	out := []notice.Event{{Topic: notice.Ledger}}
 	if alarm, ok := alarmOf(e); ok {
+		out = append(out, alarm)
+	}
+	if alarm, ok := webhookAlarm(e); ok {
 		out = append(out, alarm)
 	}
 	topic, ok := topics[noun]

@@ -806,6 +806,302 @@ func (x *Drill) GetFailure() string {
 	return ""
 }
 
+type VoucherKeyBeginRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PublicKey     string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // authorized_keys line
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VoucherKeyBeginRequest) Reset() {
+	*x = VoucherKeyBeginRequest{}
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VoucherKeyBeginRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VoucherKeyBeginRequest) ProtoMessage() {}
+
+func (x *VoucherKeyBeginRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VoucherKeyBeginRequest.ProtoReflect.Descriptor instead.
+func (*VoucherKeyBeginRequest) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_vouchers_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *VoucherKeyBeginRequest) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+type VoucherKeyBeginResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OptionsJson   string                 `protobuf:"bytes,1,opt,name=options_json,json=optionsJson,proto3" json:"options_json,omitempty"` // of a WebAuthn assertion
+	Ceremony      string                 `protobuf:"bytes,2,opt,name=ceremony,proto3" json:"ceremony,omitempty"`
+	Fingerprint   string                 `protobuf:"bytes,3,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"` // of the key, as it is shown
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VoucherKeyBeginResponse) Reset() {
+	*x = VoucherKeyBeginResponse{}
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VoucherKeyBeginResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VoucherKeyBeginResponse) ProtoMessage() {}
+
+func (x *VoucherKeyBeginResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VoucherKeyBeginResponse.ProtoReflect.Descriptor instead.
+func (*VoucherKeyBeginResponse) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_vouchers_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *VoucherKeyBeginResponse) GetOptionsJson() string {
+	if x != nil {
+		return x.OptionsJson
+	}
+	return ""
+}
+
+func (x *VoucherKeyBeginResponse) GetCeremony() string {
+	if x != nil {
+		return x.Ceremony
+	}
+	return ""
+}
+
+func (x *VoucherKeyBeginResponse) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+type VoucherKeyFinishRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PublicKey     string                 `protobuf:"bytes,1,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"`
+	Ceremony      string                 `protobuf:"bytes,2,opt,name=ceremony,proto3" json:"ceremony,omitempty"`
+	ResponseJson  string                 `protobuf:"bytes,3,opt,name=response_json,json=responseJson,proto3" json:"response_json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VoucherKeyFinishRequest) Reset() {
+	*x = VoucherKeyFinishRequest{}
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VoucherKeyFinishRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VoucherKeyFinishRequest) ProtoMessage() {}
+
+func (x *VoucherKeyFinishRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VoucherKeyFinishRequest.ProtoReflect.Descriptor instead.
+func (*VoucherKeyFinishRequest) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_vouchers_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *VoucherKeyFinishRequest) GetPublicKey() string {
+	if x != nil {
+		return x.PublicKey
+	}
+	return ""
+}
+
+func (x *VoucherKeyFinishRequest) GetCeremony() string {
+	if x != nil {
+		return x.Ceremony
+	}
+	return ""
+}
+
+func (x *VoucherKeyFinishRequest) GetResponseJson() string {
+	if x != nil {
+		return x.ResponseJson
+	}
+	return ""
+}
+
+type VoucherKeyFinishResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Fingerprint   string                 `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VoucherKeyFinishResponse) Reset() {
+	*x = VoucherKeyFinishResponse{}
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VoucherKeyFinishResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VoucherKeyFinishResponse) ProtoMessage() {}
+
+func (x *VoucherKeyFinishResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VoucherKeyFinishResponse.ProtoReflect.Descriptor instead.
+func (*VoucherKeyFinishResponse) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_vouchers_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *VoucherKeyFinishResponse) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+type RevokeVoucherRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        uint64                 `protobuf:"varint,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeVoucherRequest) Reset() {
+	*x = RevokeVoucherRequest{}
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeVoucherRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeVoucherRequest) ProtoMessage() {}
+
+func (x *RevokeVoucherRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeVoucherRequest.ProtoReflect.Descriptor instead.
+func (*RevokeVoucherRequest) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_vouchers_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RevokeVoucherRequest) GetSerial() uint64 {
+	if x != nil {
+		return x.Serial
+	}
+	return 0
+}
+
+func (x *RevokeVoucherRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RevokeVoucherResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeVoucherResponse) Reset() {
+	*x = RevokeVoucherResponse{}
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeVoucherResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeVoucherResponse) ProtoMessage() {}
+
+func (x *RevokeVoucherResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_vouchers_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeVoucherResponse.ProtoReflect.Descriptor instead.
+func (*RevokeVoucherResponse) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_vouchers_proto_rawDescGZIP(), []int{18}
+}
+
 var File_handrail_v1_vouchers_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_vouchers_proto_rawDesc = "" +
@@ -865,10 +1161,31 @@ const file_handrail_v1_vouchers_proto_rawDesc = "" +
 	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12-\n" +
 	"\x04took\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x18\n" +
 	"\aoutcome\x18\x06 \x01(\tR\aoutcome\x12\x18\n" +
-	"\afailure\x18\a \x01(\tR\afailure:\x04\xd8\xf3\x18\x022\xe9\x03\n" +
+	"\afailure\x18\a \x01(\tR\afailure:\x04\xd8\xf3\x18\x02\"=\n" +
+	"\x16VoucherKeyBeginRequest\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x01 \x01(\tR\tpublicKey:\x04\xd8\xf3\x18\x02\"\x80\x01\n" +
+	"\x17VoucherKeyBeginResponse\x12!\n" +
+	"\foptions_json\x18\x01 \x01(\tR\voptionsJson\x12\x1a\n" +
+	"\bceremony\x18\x02 \x01(\tR\bceremony\x12 \n" +
+	"\vfingerprint\x18\x03 \x01(\tR\vfingerprint:\x04\xd8\xf3\x18\x03\"\x7f\n" +
+	"\x17VoucherKeyFinishRequest\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x01 \x01(\tR\tpublicKey\x12\x1a\n" +
+	"\bceremony\x18\x02 \x01(\tR\bceremony\x12#\n" +
+	"\rresponse_json\x18\x03 \x01(\tR\fresponseJson:\x04\xd8\xf3\x18\x03\"B\n" +
+	"\x18VoucherKeyFinishResponse\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint:\x04\xd8\xf3\x18\x02\"L\n" +
+	"\x14RevokeVoucherRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\x04R\x06serial\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason:\x04\xd8\xf3\x18\x02\"\x1d\n" +
+	"\x15RevokeVoucherResponse:\x04\xd8\xf3\x18\x012\xac\x06\n" +
 	"\bVouchers\x12g\n" +
 	"\x05Fetch\x12 .handrail.v1.FetchVoucherRequest\x1a!.handrail.v1.FetchVoucherResponse\"\x19\xca\xf3\x18\x11grants.breakglass\xd0\xf3\x18\x01\x12`\n" +
-	"\x04List\x12 .handrail.v1.ListVouchersRequest\x1a!.handrail.v1.ListVouchersResponse\"\x13\xca\xf3\x18\vgrants.list\xd0\xf3\x18\x03\x12Y\n" +
+	"\x04List\x12 .handrail.v1.ListVouchersRequest\x1a!.handrail.v1.ListVouchersResponse\"\x13\xca\xf3\x18\vgrants.list\xd0\xf3\x18\x03\x12j\n" +
+	"\bKeyBegin\x12#.handrail.v1.VoucherKeyBeginRequest\x1a$.handrail.v1.VoucherKeyBeginResponse\"\x13\xca\xf3\x18\vlogins.self\xd0\xf3\x18\x04\x12m\n" +
+	"\tKeyFinish\x12$.handrail.v1.VoucherKeyFinishRequest\x1a%.handrail.v1.VoucherKeyFinishResponse\"\x13\xca\xf3\x18\vlogins.self\xd0\xf3\x18\x01\x12f\n" +
+	"\x06Revoke\x12!.handrail.v1.RevokeVoucherRequest\x1a\".handrail.v1.RevokeVoucherResponse\"\x15\xca\xf3\x18\rgrants.revoke\xd0\xf3\x18\x01\x12Y\n" +
 	"\x05Drill\x12\x19.handrail.v1.DrillRequest\x1a\x1a.handrail.v1.DrillResponse\"\x19\xca\xf3\x18\x11grants.breakglass\xd0\xf3\x18\x01\x12_\n" +
 	"\aDrilled\x12\x1b.handrail.v1.DrilledRequest\x1a\x1c.handrail.v1.DrilledResponse\"\x19\xca\xf3\x18\x11grants.breakglass\xd0\xf3\x18\x01\x12V\n" +
 	"\x06Drills\x12\x1a.handrail.v1.DrillsRequest\x1a\x1b.handrail.v1.DrillsResponse\"\x13\xca\xf3\x18\vgrants.list\xd0\xf3\x18\x03B2Z0handrail.dev/handrail/api/handrail/v1;handrailv1b\x06proto3"
@@ -885,49 +1202,61 @@ func file_handrail_v1_vouchers_proto_rawDescGZIP() []byte {
 	return file_handrail_v1_vouchers_proto_rawDescData
 }
 
-var file_handrail_v1_vouchers_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_handrail_v1_vouchers_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_handrail_v1_vouchers_proto_goTypes = []any{
-	(*FetchVoucherRequest)(nil),   // 0: handrail.v1.FetchVoucherRequest
-	(*FetchVoucherResponse)(nil),  // 1: handrail.v1.FetchVoucherResponse
-	(*VoucherHost)(nil),           // 2: handrail.v1.VoucherHost
-	(*ListVouchersRequest)(nil),   // 3: handrail.v1.ListVouchersRequest
-	(*ListVouchersResponse)(nil),  // 4: handrail.v1.ListVouchersResponse
-	(*Voucher)(nil),               // 5: handrail.v1.Voucher
-	(*DrillRequest)(nil),          // 6: handrail.v1.DrillRequest
-	(*DrillResponse)(nil),         // 7: handrail.v1.DrillResponse
-	(*DrilledRequest)(nil),        // 8: handrail.v1.DrilledRequest
-	(*DrilledResponse)(nil),       // 9: handrail.v1.DrilledResponse
-	(*DrillsRequest)(nil),         // 10: handrail.v1.DrillsRequest
-	(*DrillsResponse)(nil),        // 11: handrail.v1.DrillsResponse
-	(*Drill)(nil),                 // 12: handrail.v1.Drill
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*FetchVoucherRequest)(nil),      // 0: handrail.v1.FetchVoucherRequest
+	(*FetchVoucherResponse)(nil),     // 1: handrail.v1.FetchVoucherResponse
+	(*VoucherHost)(nil),              // 2: handrail.v1.VoucherHost
+	(*ListVouchersRequest)(nil),      // 3: handrail.v1.ListVouchersRequest
+	(*ListVouchersResponse)(nil),     // 4: handrail.v1.ListVouchersResponse
+	(*Voucher)(nil),                  // 5: handrail.v1.Voucher
+	(*DrillRequest)(nil),             // 6: handrail.v1.DrillRequest
+	(*DrillResponse)(nil),            // 7: handrail.v1.DrillResponse
+	(*DrilledRequest)(nil),           // 8: handrail.v1.DrilledRequest
+	(*DrilledResponse)(nil),          // 9: handrail.v1.DrilledResponse
+	(*DrillsRequest)(nil),            // 10: handrail.v1.DrillsRequest
+	(*DrillsResponse)(nil),           // 11: handrail.v1.DrillsResponse
+	(*Drill)(nil),                    // 12: handrail.v1.Drill
+	(*VoucherKeyBeginRequest)(nil),   // 13: handrail.v1.VoucherKeyBeginRequest
+	(*VoucherKeyBeginResponse)(nil),  // 14: handrail.v1.VoucherKeyBeginResponse
+	(*VoucherKeyFinishRequest)(nil),  // 15: handrail.v1.VoucherKeyFinishRequest
+	(*VoucherKeyFinishResponse)(nil), // 16: handrail.v1.VoucherKeyFinishResponse
+	(*RevokeVoucherRequest)(nil),     // 17: handrail.v1.RevokeVoucherRequest
+	(*RevokeVoucherResponse)(nil),    // 18: handrail.v1.RevokeVoucherResponse
+	(*timestamppb.Timestamp)(nil),    // 19: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 20: google.protobuf.Duration
 }
 var file_handrail_v1_vouchers_proto_depIdxs = []int32{
-	13, // 0: handrail.v1.FetchVoucherResponse.expires:type_name -> google.protobuf.Timestamp
+	19, // 0: handrail.v1.FetchVoucherResponse.expires:type_name -> google.protobuf.Timestamp
 	2,  // 1: handrail.v1.FetchVoucherResponse.hosts:type_name -> handrail.v1.VoucherHost
 	5,  // 2: handrail.v1.ListVouchersResponse.vouchers:type_name -> handrail.v1.Voucher
-	13, // 3: handrail.v1.Voucher.issued:type_name -> google.protobuf.Timestamp
-	13, // 4: handrail.v1.Voucher.expires:type_name -> google.protobuf.Timestamp
-	14, // 5: handrail.v1.DrillRequest.for:type_name -> google.protobuf.Duration
-	13, // 6: handrail.v1.DrillResponse.until:type_name -> google.protobuf.Timestamp
-	14, // 7: handrail.v1.DrilledRequest.took:type_name -> google.protobuf.Duration
+	19, // 3: handrail.v1.Voucher.issued:type_name -> google.protobuf.Timestamp
+	19, // 4: handrail.v1.Voucher.expires:type_name -> google.protobuf.Timestamp
+	20, // 5: handrail.v1.DrillRequest.for:type_name -> google.protobuf.Duration
+	19, // 6: handrail.v1.DrillResponse.until:type_name -> google.protobuf.Timestamp
+	20, // 7: handrail.v1.DrilledRequest.took:type_name -> google.protobuf.Duration
 	12, // 8: handrail.v1.DrilledResponse.drill:type_name -> handrail.v1.Drill
 	12, // 9: handrail.v1.DrillsResponse.drills:type_name -> handrail.v1.Drill
-	13, // 10: handrail.v1.Drill.at:type_name -> google.protobuf.Timestamp
-	14, // 11: handrail.v1.Drill.took:type_name -> google.protobuf.Duration
+	19, // 10: handrail.v1.Drill.at:type_name -> google.protobuf.Timestamp
+	20, // 11: handrail.v1.Drill.took:type_name -> google.protobuf.Duration
 	0,  // 12: handrail.v1.Vouchers.Fetch:input_type -> handrail.v1.FetchVoucherRequest
 	3,  // 13: handrail.v1.Vouchers.List:input_type -> handrail.v1.ListVouchersRequest
-	6,  // 14: handrail.v1.Vouchers.Drill:input_type -> handrail.v1.DrillRequest
-	8,  // 15: handrail.v1.Vouchers.Drilled:input_type -> handrail.v1.DrilledRequest
-	10, // 16: handrail.v1.Vouchers.Drills:input_type -> handrail.v1.DrillsRequest
-	1,  // 17: handrail.v1.Vouchers.Fetch:output_type -> handrail.v1.FetchVoucherResponse
-	4,  // 18: handrail.v1.Vouchers.List:output_type -> handrail.v1.ListVouchersResponse
-	7,  // 19: handrail.v1.Vouchers.Drill:output_type -> handrail.v1.DrillResponse
-	9,  // 20: handrail.v1.Vouchers.Drilled:output_type -> handrail.v1.DrilledResponse
-	11, // 21: handrail.v1.Vouchers.Drills:output_type -> handrail.v1.DrillsResponse
-	17, // [17:22] is the sub-list for method output_type
-	12, // [12:17] is the sub-list for method input_type
+	13, // 14: handrail.v1.Vouchers.KeyBegin:input_type -> handrail.v1.VoucherKeyBeginRequest
+	15, // 15: handrail.v1.Vouchers.KeyFinish:input_type -> handrail.v1.VoucherKeyFinishRequest
+	17, // 16: handrail.v1.Vouchers.Revoke:input_type -> handrail.v1.RevokeVoucherRequest
+	6,  // 17: handrail.v1.Vouchers.Drill:input_type -> handrail.v1.DrillRequest
+	8,  // 18: handrail.v1.Vouchers.Drilled:input_type -> handrail.v1.DrilledRequest
+	10, // 19: handrail.v1.Vouchers.Drills:input_type -> handrail.v1.DrillsRequest
+	1,  // 20: handrail.v1.Vouchers.Fetch:output_type -> handrail.v1.FetchVoucherResponse
+	4,  // 21: handrail.v1.Vouchers.List:output_type -> handrail.v1.ListVouchersResponse
+	14, // 22: handrail.v1.Vouchers.KeyBegin:output_type -> handrail.v1.VoucherKeyBeginResponse
+	16, // 23: handrail.v1.Vouchers.KeyFinish:output_type -> handrail.v1.VoucherKeyFinishResponse
+	18, // 24: handrail.v1.Vouchers.Revoke:output_type -> handrail.v1.RevokeVoucherResponse
+	7,  // 25: handrail.v1.Vouchers.Drill:output_type -> handrail.v1.DrillResponse
+	9,  // 26: handrail.v1.Vouchers.Drilled:output_type -> handrail.v1.DrilledResponse
+	11, // 27: handrail.v1.Vouchers.Drills:output_type -> handrail.v1.DrillsResponse
+	20, // [20:28] is the sub-list for method output_type
+	12, // [12:20] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
 	12, // [12:12] is the sub-list for extension extendee
 	0,  // [0:12] is the sub-list for field type_name
@@ -945,7 +1274,7 @@ func file_handrail_v1_vouchers_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_handrail_v1_vouchers_proto_rawDesc), len(file_handrail_v1_vouchers_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

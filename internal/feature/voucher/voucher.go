@@ -5,7 +5,8 @@
 //	gone:  the host's entrance judges it alone, and keeps a journal
 //	back:  Take ─▶ every block checked ─▶ recording, session, owed review
 //
-// What must stay true: nobody gets a voucher for a host on which policy would
+// What must stay true: nobody gets a voucher on a key that its person has not
+// stood for (key.go), nor for a host on which policy would
 // not let them break the glass now, nor who owes a review; what was used is
 // void at once, on every host's next lease; a journal that is missing, cut or
 // forged is an entry; a host forgets a journal only once it is in the ledger.
@@ -45,11 +46,13 @@ const (
 	Refused   ledger.Action = "journal.refused"
 	Ordered   ledger.Action = "drill.ordered"
 	Rehearsed ledger.Action = "drill.ended"
+	Named     ledger.Action = "voucher.keyed"
+	Revoked   ledger.Action = "voucher.revoked"
 )
 
 // Actions lists the ledger actions of vouchers.
 func Actions() []ledger.Action {
-	return []ledger.Action{Issued, Used, Keyed, Offline, Missing, Refused, Ordered, Rehearsed}
+	return []ledger.Action{Issued, Used, Keyed, Offline, Missing, Refused, Ordered, Rehearsed, Named, Revoked}
 }
 
 // Schema is the tables of vouchers.
@@ -98,6 +101,7 @@ func Schema() []store.Migration {
 		{Name: "voucher-7-used", SQL: `ALTER TABLE journals ADD COLUMN used BIGINT NOT NULL DEFAULT 0`},
 		{Name: "voucher-8-words", SQL: `ALTER TABLE journals ADD COLUMN words TEXT NOT NULL DEFAULT ''`},
 		{Name: "voucher-9-print", SQL: `ALTER TABLE vouchers ADD COLUMN print TEXT NOT NULL DEFAULT ''`},
+		keysSchema,
 	}
 }
 
@@ -173,6 +177,7 @@ type issued struct {
 	Serial  uint64             `json:"serial"`
 	Key     string             `json:"key"`
 	Print   string             `json:"fingerprint"`
+	Stands  string             `json:"stands"` // why this key: d-…, k-…, or bootstrap
 	Expires int64              `json:"expires"`
 	Hosts   []wire.VoucherHost `json:"hosts"`
 }
@@ -214,6 +219,10 @@ func (x *Vouchers) Fetch(ctx context.Context, by identity.Principal, keyLine str
 			if err != nil {
 				return nil, err
 			}
+			how, err := x.standsTx(tx, person, ssh.FingerprintSHA256(key))
+			if err != nil {
+				return nil, err
+			}
 			made, err := store.One[int64](tx, `SELECT COUNT(*) FROM vouchers WHERE person = $1 AND expires > $2`, person.ID, tx.Now().UnixMicro())
 			if err != nil {
 				return nil, err
@@ -233,7 +242,7 @@ func (x *Vouchers) Fetch(ctx context.Context, by identity.Principal, keyLine str
 				return nil, err
 			}
 			return []ledger.Entry{{Action: Issued, Subjects: []string{person.ID}, Payload: issued{
-				V: 1, Serial: serial, Key: terms.Key, Print: ssh.FingerprintSHA256(key), Expires: out.Expires.UnixMicro(), Hosts: terms.Hosts,
+				V: 1, Serial: serial, Key: terms.Key, Print: ssh.FingerprintSHA256(key), Stands: how, Expires: out.Expires.UnixMicro(), Hosts: terms.Hosts,
 			}}}, nil
 		},
 	}, nil)

@@ -306,6 +306,10 @@ func Verb(action string) string {
 		return "erase a person"
 	case "ledger.witness":
 		return "set the witnesses"
+	case "webhooks.set":
+		return "set a webhook"
+	case "webhooks.list":
+		return "look at the webhooks"
 	}
 	noun, act, found := strings.Cut(action, ".")
 	if !found {

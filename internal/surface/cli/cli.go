@@ -95,11 +95,11 @@ func New(d Deps) *cobra.Command {
 	t.add(root, "prove", t.proveCommands()...)
 	t.add(root, "machine", d.Roles...)
 	t.add(root, "look", t.serversCommand())
-	t.add(root, "prove", t.accessCommand(), t.directoryCommand())
+	t.add(root, "prove", t.accessCommand(), t.directoryCommand(), t.webhookCommand())
 	t.addServerVerbs(root)
 	t.add(root, "prove", t.keysCommand())
 	t.add(root, "jump", t.voucherCommand(d.Ceremony), t.drillCommand())
-	t.add(root, "start", t.completionCommand(root), t.versionCommand())
+	t.add(root, "start", t.completionCommand(root), t.versionCommand(), t.apiCommand())
 	root.SetHelpCommand(helpCommand(root))
 	usageFaults(root)
 	return root

@@ -41,6 +41,7 @@ type client struct {
 	witnesses handrailv1connect.WitnessesClient
 	erasures  handrailv1connect.ErasuresClient
 	keys      handrailv1connect.KeysClient
+	webhooks  handrailv1connect.WebhooksClient
 	directory handrailv1connect.DirectoriesClient
 	rights    handrailv1connect.RightsClient
 }
@@ -98,6 +99,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		witnesses: handrailv1connect.NewWitnessesClient(h, base, option),
 		erasures:  handrailv1connect.NewErasuresClient(h, base, option),
 		keys:      handrailv1connect.NewKeysClient(h, base, option),
+		webhooks:  handrailv1connect.NewWebhooksClient(h, base, option),
 		directory: handrailv1connect.NewDirectoriesClient(h, base, option),
 		rights:    handrailv1connect.NewRightsClient(h, base, option),
 	}

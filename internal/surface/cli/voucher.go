@@ -106,7 +106,7 @@ device's key file, which a host may refuse.`
 			}
 			return t.printVouchers(r)
 		})
-	g := t.group("voucher", "Get in, recorded, while handrail itself is down", "handrail voucher fetch    # daily, while all is well\nhandrail voucher show     # when it is not: the commands to type", fetch, show, list)
+	g := t.group("voucher", "Get in, recorded, while handrail itself is down", "handrail voucher fetch    # daily, while all is well\nhandrail voucher show     # when it is not: the commands to type", fetch, show, list, t.voucherKeyCommand(), t.voucherRevokeCommand())
 	g.AddCommand(ceremony...)
 	return g
 }

@@ -22,6 +22,7 @@ import (
 	"handrail.dev/handrail/internal/feature/rotation"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/voucher"
+	"handrail.dev/handrail/internal/feature/webhook"
 	"handrail.dev/handrail/internal/feature/witness"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/directory"
@@ -60,6 +61,7 @@ type Deps struct {
 	Erasures   *erasure.Erasures
 	Rotations  *rotation.Rotations
 	Witnesses  *witness.Circle
+	Webhooks   *webhook.Hooks
 	WitnessKey string // by which this server cosigns others' ledgers
 	// BeforeExport has the ledger cosigned as far as it goes; it may be nil.
 	BeforeExport func(ctx context.Context)
@@ -114,11 +116,13 @@ func Handler(d *Deps) http.Handler {
 		func() (string, http.Handler) { return handrailv1connect.NewRightsHandler(rights{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewServersHandler(servers{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewVouchersHandler(vouchers{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewWebhooksHandler(webhooks{d}, options...) },
 	} {
 		path, h := mount()
 		mux.Handle(path, h)
 	}
 	mux.Handle("GET /v1/sessions/{id}/attach", attach{d})
+	mux.HandleFunc("GET /v1/openapi.json", serveOpenAPI)
 	return mux
 }
 

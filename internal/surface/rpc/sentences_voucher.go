@@ -33,6 +33,21 @@ var voucherSentences = map[string]func(*said) string{
 		p := read[voucherPayload](s)
 		return fmt.Sprintf("%s fetched a voucher for %d hosts on a %s key", s.who(), len(p.Hosts), p.Key)
 	},
+	"voucher.keyed": func(s *said) string {
+		return s.who() + " named a " + read[voucherPayload](s).Key + " key for vouchers, with a passkey"
+	},
+	"voucher.revoked": func(s *said) string {
+		p := read[struct {
+			Serial uint64
+			Known  bool
+			Reason string
+		}](s)
+		text := fmt.Sprintf("%s revoked voucher %d", s.who(), p.Serial)
+		if !p.Known {
+			text += ", which this server did not make"
+		}
+		return text + because(p.Reason)
+	},
 	"voucher.used": func(s *said) string {
 		p := read[voucherPayload](s)
 		text := fmt.Sprintf("%s broke the glass OFFLINE on %s as %s, %s without a server", p.Name, p.Host, p.Account, (time.Duration(p.LostMS) * time.Millisecond).Round(time.Second))

@@ -62,3 +62,18 @@ func drillMessage(d voucher.Drill) *handrailv1.Drill {
 		Outcome: d.Outcome, Failure: d.Failure,
 	}
 }
+
+func (s vouchers) KeyBegin(ctx context.Context, r *handrailv1.VoucherKeyBeginRequest) (*handrailv1.VoucherKeyBeginResponse, error) {
+	options, ceremony, print, err := s.d.Vouchers().KeyBegin(ctx, caller(ctx), r.PublicKey)
+	return &handrailv1.VoucherKeyBeginResponse{OptionsJson: options, Ceremony: ceremony, Fingerprint: print}, err
+}
+
+func (s vouchers) KeyFinish(ctx context.Context, r *handrailv1.VoucherKeyFinishRequest) (*handrailv1.VoucherKeyFinishResponse, error) {
+	print, err := s.d.Vouchers().KeyFinish(ctx, caller(ctx), r.PublicKey, r.Ceremony, r.ResponseJson)
+	return &handrailv1.VoucherKeyFinishResponse{Fingerprint: print}, err
+}
+
+func (s vouchers) Revoke(ctx context.Context, r *handrailv1.RevokeVoucherRequest) (*handrailv1.RevokeVoucherResponse, error) {
+	err := s.d.Vouchers().Revoke(ctx, caller(ctx), r.Serial, r.Reason)
+	return &handrailv1.RevokeVoucherResponse{}, err
+}

@@ -399,7 +399,7 @@ func hostsPage(f frame, hosts []*v1.Host, selector, wrong string) templ.Componen
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}
-		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 26, "<label class=\"field\"><span>Services <i>(optional)</i></span><input name=\"services\" autocomplete=\"off\" spellcheck=\"false\" placeholder=\"checkout, postgres\"></label><div class=\"actions\"><button type=\"button\" class=\"button quiet\" data-close>Cancel</button><button type=\"submit\" class=\"button primary\">Make the line</button></div></form></dialog><p class=\"hint\"><a href=\"/servers\">The servers</a> to which nodes are connected. <a href=\"/drills\">Drills and vouchers</a>: the way in while none answers.</p>")
+		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 26, "<label class=\"field\"><span>Services <i>(optional)</i></span><input name=\"services\" autocomplete=\"off\" spellcheck=\"false\" placeholder=\"checkout, postgres\"></label><div class=\"actions\"><button type=\"button\" class=\"button quiet\" data-close>Cancel</button><button type=\"submit\" class=\"button primary\">Make the line</button></div></form></dialog><p class=\"hint\"><a href=\"/servers\">The servers</a> to which nodes are connected. <a href=\"/drills\">Drills and vouchers</a>: the way in while none answers. <a href=\"/webhooks\">Webhooks</a>: who is told what happens here.</p>")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err
 		}

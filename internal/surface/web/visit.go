@@ -203,6 +203,8 @@ var doneWords = map[string]string{
 	"confirmed":  "Confirmed. Your terminal goes on now.",
 	"synced":     "Read. What the directory says now holds here.",
 	"applied":    "In force.",
+	"keyed":      "Named. Now, in your terminal: handrail voucher fetch --key FILE.pub",
+	"tested":     "Sent, after whatever waits before it. What came back is below.",
 	"loggedout":  "Logged out.",
 	"host-asked": "Asked. A second person must approve the host's new settings.",
 }

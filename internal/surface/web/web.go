@@ -65,6 +65,7 @@ type site struct {
 	inspect   handrailv1connect.InspectionsClient
 	servers   handrailv1connect.ServersClient
 	vouchers  handrailv1connect.VouchersClient
+	webhooks  handrailv1connect.WebhooksClient
 }
 
 // New returns the pages. It serves every path but those of the API.
@@ -100,6 +101,7 @@ func New(d Deps) http.Handler {
 	s.inspect = handrailv1connect.NewInspectionsClient(client, base, with)
 	s.servers = handrailv1connect.NewServersClient(client, base, with)
 	s.vouchers = handrailv1connect.NewVouchersClient(client, base, with)
+	s.webhooks = handrailv1connect.NewWebhooksClient(client, base, with)
 	return s.guard(s.routes())
 }
 
@@ -135,6 +137,8 @@ func (s *site) routes() *http.ServeMux {
 	s.routeRecords(mux)
 	s.routeServers(mux)
 	s.routeDrills(mux)
+	s.routeVoucherKey(mux)
+	s.routeWebhooks(mux)
 	mux.HandleFunc("/", s.page(s.notFound))
 	return mux
 }

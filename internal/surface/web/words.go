@@ -511,6 +511,8 @@ func kindWord(kind string) string {
 		return "erase a person"
 	case "witness.set":
 		return "the ledger's witnesses"
+	case "webhook.add":
+		return "a new webhook"
 	}
 	return kind
 }

@@ -40,6 +40,12 @@ const (
 	VouchersFetchProcedure = "/handrail.v1.Vouchers/Fetch"
 	// VouchersListProcedure is the fully-qualified name of the Vouchers's List RPC.
 	VouchersListProcedure = "/handrail.v1.Vouchers/List"
+	// VouchersKeyBeginProcedure is the fully-qualified name of the Vouchers's KeyBegin RPC.
+	VouchersKeyBeginProcedure = "/handrail.v1.Vouchers/KeyBegin"
+	// VouchersKeyFinishProcedure is the fully-qualified name of the Vouchers's KeyFinish RPC.
+	VouchersKeyFinishProcedure = "/handrail.v1.Vouchers/KeyFinish"
+	// VouchersRevokeProcedure is the fully-qualified name of the Vouchers's Revoke RPC.
+	VouchersRevokeProcedure = "/handrail.v1.Vouchers/Revoke"
 	// VouchersDrillProcedure is the fully-qualified name of the Vouchers's Drill RPC.
 	VouchersDrillProcedure = "/handrail.v1.Vouchers/Drill"
 	// VouchersDrilledProcedure is the fully-qualified name of the Vouchers's Drilled RPC.
@@ -55,6 +61,12 @@ type VouchersClient interface {
 	Fetch(context.Context, *v1.FetchVoucherRequest) (*v1.FetchVoucherResponse, error)
 	// List is what is out: vouchers that are neither expired nor void.
 	List(context.Context, *v1.ListVouchersRequest) (*v1.ListVouchersResponse, error)
+	// KeyBegin returns what the caller's passkey signs to name a key for vouchers.
+	KeyBegin(context.Context, *v1.VoucherKeyBeginRequest) (*v1.VoucherKeyBeginResponse, error)
+	// KeyFinish keeps that the caller named the key: it may carry vouchers.
+	KeyFinish(context.Context, *v1.VoucherKeyFinishRequest) (*v1.VoucherKeyFinishResponse, error)
+	// Revoke makes one void before its time, also one that officers made.
+	Revoke(context.Context, *v1.RevokeVoucherRequest) (*v1.RevokeVoucherResponse, error)
 	// Drill lets the caller's voucher in on one host for a few minutes, as if no
 	// server answered.
 	Drill(context.Context, *v1.DrillRequest) (*v1.DrillResponse, error)
@@ -86,6 +98,24 @@ func NewVouchersClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 			connect.WithSchema(vouchersMethods.ByName("List")),
 			connect.WithClientOptions(opts...),
 		),
+		keyBegin: connect.NewClient[v1.VoucherKeyBeginRequest, v1.VoucherKeyBeginResponse](
+			httpClient,
+			baseURL+VouchersKeyBeginProcedure,
+			connect.WithSchema(vouchersMethods.ByName("KeyBegin")),
+			connect.WithClientOptions(opts...),
+		),
+		keyFinish: connect.NewClient[v1.VoucherKeyFinishRequest, v1.VoucherKeyFinishResponse](
+			httpClient,
+			baseURL+VouchersKeyFinishProcedure,
+			connect.WithSchema(vouchersMethods.ByName("KeyFinish")),
+			connect.WithClientOptions(opts...),
+		),
+		revoke: connect.NewClient[v1.RevokeVoucherRequest, v1.RevokeVoucherResponse](
+			httpClient,
+			baseURL+VouchersRevokeProcedure,
+			connect.WithSchema(vouchersMethods.ByName("Revoke")),
+			connect.WithClientOptions(opts...),
+		),
 		drill: connect.NewClient[v1.DrillRequest, v1.DrillResponse](
 			httpClient,
 			baseURL+VouchersDrillProcedure,
@@ -109,11 +139,14 @@ func NewVouchersClient(httpClient connect.HTTPClient, baseURL string, opts ...co
 
 // vouchersClient implements VouchersClient.
 type vouchersClient struct {
-	fetch   *connect.Client[v1.FetchVoucherRequest, v1.FetchVoucherResponse]
-	list    *connect.Client[v1.ListVouchersRequest, v1.ListVouchersResponse]
-	drill   *connect.Client[v1.DrillRequest, v1.DrillResponse]
-	drilled *connect.Client[v1.DrilledRequest, v1.DrilledResponse]
-	drills  *connect.Client[v1.DrillsRequest, v1.DrillsResponse]
+	fetch     *connect.Client[v1.FetchVoucherRequest, v1.FetchVoucherResponse]
+	list      *connect.Client[v1.ListVouchersRequest, v1.ListVouchersResponse]
+	keyBegin  *connect.Client[v1.VoucherKeyBeginRequest, v1.VoucherKeyBeginResponse]
+	keyFinish *connect.Client[v1.VoucherKeyFinishRequest, v1.VoucherKeyFinishResponse]
+	revoke    *connect.Client[v1.RevokeVoucherRequest, v1.RevokeVoucherResponse]
+	drill     *connect.Client[v1.DrillRequest, v1.DrillResponse]
+	drilled   *connect.Client[v1.DrilledRequest, v1.DrilledResponse]
+	drills    *connect.Client[v1.DrillsRequest, v1.DrillsResponse]
 }
 
 // Fetch calls handrail.v1.Vouchers.Fetch.
@@ -128,6 +161,33 @@ func (c *vouchersClient) Fetch(ctx context.Context, req *v1.FetchVoucherRequest)
 // List calls handrail.v1.Vouchers.List.
 func (c *vouchersClient) List(ctx context.Context, req *v1.ListVouchersRequest) (*v1.ListVouchersResponse, error) {
 	response, err := c.list.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// KeyBegin calls handrail.v1.Vouchers.KeyBegin.
+func (c *vouchersClient) KeyBegin(ctx context.Context, req *v1.VoucherKeyBeginRequest) (*v1.VoucherKeyBeginResponse, error) {
+	response, err := c.keyBegin.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// KeyFinish calls handrail.v1.Vouchers.KeyFinish.
+func (c *vouchersClient) KeyFinish(ctx context.Context, req *v1.VoucherKeyFinishRequest) (*v1.VoucherKeyFinishResponse, error) {
+	response, err := c.keyFinish.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Revoke calls handrail.v1.Vouchers.Revoke.
+func (c *vouchersClient) Revoke(ctx context.Context, req *v1.RevokeVoucherRequest) (*v1.RevokeVoucherResponse, error) {
+	response, err := c.revoke.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -168,6 +228,12 @@ type VouchersHandler interface {
 	Fetch(context.Context, *v1.FetchVoucherRequest) (*v1.FetchVoucherResponse, error)
 	// List is what is out: vouchers that are neither expired nor void.
 	List(context.Context, *v1.ListVouchersRequest) (*v1.ListVouchersResponse, error)
+	// KeyBegin returns what the caller's passkey signs to name a key for vouchers.
+	KeyBegin(context.Context, *v1.VoucherKeyBeginRequest) (*v1.VoucherKeyBeginResponse, error)
+	// KeyFinish keeps that the caller named the key: it may carry vouchers.
+	KeyFinish(context.Context, *v1.VoucherKeyFinishRequest) (*v1.VoucherKeyFinishResponse, error)
+	// Revoke makes one void before its time, also one that officers made.
+	Revoke(context.Context, *v1.RevokeVoucherRequest) (*v1.RevokeVoucherResponse, error)
 	// Drill lets the caller's voucher in on one host for a few minutes, as if no
 	// server answered.
 	Drill(context.Context, *v1.DrillRequest) (*v1.DrillResponse, error)
@@ -195,6 +261,24 @@ func NewVouchersHandler(svc VouchersHandler, opts ...connect.HandlerOption) (str
 		connect.WithSchema(vouchersMethods.ByName("List")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vouchersKeyBeginHandler := connect.NewUnaryHandlerSimple(
+		VouchersKeyBeginProcedure,
+		svc.KeyBegin,
+		connect.WithSchema(vouchersMethods.ByName("KeyBegin")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vouchersKeyFinishHandler := connect.NewUnaryHandlerSimple(
+		VouchersKeyFinishProcedure,
+		svc.KeyFinish,
+		connect.WithSchema(vouchersMethods.ByName("KeyFinish")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vouchersRevokeHandler := connect.NewUnaryHandlerSimple(
+		VouchersRevokeProcedure,
+		svc.Revoke,
+		connect.WithSchema(vouchersMethods.ByName("Revoke")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vouchersDrillHandler := connect.NewUnaryHandlerSimple(
 		VouchersDrillProcedure,
 		svc.Drill,
@@ -219,6 +303,12 @@ func NewVouchersHandler(svc VouchersHandler, opts ...connect.HandlerOption) (str
 			vouchersFetchHandler.ServeHTTP(w, r)
 		case VouchersListProcedure:
 			vouchersListHandler.ServeHTTP(w, r)
+		case VouchersKeyBeginProcedure:
+			vouchersKeyBeginHandler.ServeHTTP(w, r)
+		case VouchersKeyFinishProcedure:
+			vouchersKeyFinishHandler.ServeHTTP(w, r)
+		case VouchersRevokeProcedure:
+			vouchersRevokeHandler.ServeHTTP(w, r)
 		case VouchersDrillProcedure:
 			vouchersDrillHandler.ServeHTTP(w, r)
 		case VouchersDrilledProcedure:
@@ -240,6 +330,18 @@ func (UnimplementedVouchersHandler) Fetch(context.Context, *v1.FetchVoucherReque
 
 func (UnimplementedVouchersHandler) List(context.Context, *v1.ListVouchersRequest) (*v1.ListVouchersResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.Vouchers.List is not implemented"))
+}
+
+func (UnimplementedVouchersHandler) KeyBegin(context.Context, *v1.VoucherKeyBeginRequest) (*v1.VoucherKeyBeginResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.Vouchers.KeyBegin is not implemented"))
+}
+
+func (UnimplementedVouchersHandler) KeyFinish(context.Context, *v1.VoucherKeyFinishRequest) (*v1.VoucherKeyFinishResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.Vouchers.KeyFinish is not implemented"))
+}
+
+func (UnimplementedVouchersHandler) Revoke(context.Context, *v1.RevokeVoucherRequest) (*v1.RevokeVoucherResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("handrail.v1.Vouchers.Revoke is not implemented"))
 }
 
 func (UnimplementedVouchersHandler) Drill(context.Context, *v1.DrillRequest) (*v1.DrillResponse, error) {

@@ -35,6 +35,12 @@ const ceremonies = {
     const credential = await navigator.credentials.create({ publicKey: PublicKeyCredential.parseCreationOptionsFromJSON(unwrap(options)) });
     return post("/me/passkey/finish", { ceremony, response: JSON.stringify(credential) });
   },
+  async key(button) {
+    const { key } = button.closest("[data-key]").dataset;
+    const { options, ceremony } = await post("/vouchers/key/begin", { key });
+    const credential = await navigator.credentials.get({ publicKey: PublicKeyCredential.parseRequestOptionsFromJSON(unwrap(options)) });
+    return post("/vouchers/key/finish", { ceremony, response: JSON.stringify(credential), key });
+  },
   async approve(button) {
     const { approval, hash } = button.closest("[data-approval]").dataset;
     return sign(`/approvals/${approval}/sign`, `/approvals/${approval}/approve`, { hash });
