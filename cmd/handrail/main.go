@@ -27,7 +27,7 @@ func main() {
 	attack.Main() // or to be a probe of the attack suite
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	root := cli.New(cli.Deps{Roles: app.Commands(version), Version: version, LocalToken: app.LocalToken, LocalVerify: app.LocalVerify, LocalDirectory: app.LocalDirectory, Ceremony: app.VoucherCommands()})
+	root := cli.New(cli.Deps{Roles: app.Commands(version), Version: version, LocalToken: app.LocalToken, LocalVerify: app.LocalVerify, LocalDirectory: app.LocalDirectory, Ceremony: app.VoucherCommands(), Manual: app.Manual()})
 	code := cli.Execute(ctx, root)
 	stop()
 	os.Exit(code)

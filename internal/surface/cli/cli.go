@@ -26,6 +26,7 @@ type Deps struct {
 	Version string
 	// Ceremony are the verbs of `handrail voucher` that need no server.
 	Ceremony []*cobra.Command
+	Manual   Manual
 
 	Stdin  io.Reader
 	Stdout io.Writer
@@ -99,7 +100,7 @@ func New(d Deps) *cobra.Command {
 	t.addServerVerbs(root)
 	t.add(root, "prove", t.keysCommand())
 	t.add(root, "jump", t.voucherCommand(d.Ceremony), t.drillCommand())
-	t.add(root, "start", t.completionCommand(root), t.versionCommand(), t.apiCommand())
+	t.add(root, "start", t.completionCommand(root), t.versionCommand(), t.apiCommand(), t.manCommand(root))
 	root.SetHelpCommand(helpCommand(root))
 	usageFaults(root)
 	return root
