@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -74,11 +75,14 @@ func shownCommands(c *cobra.Command) (shown []*cobra.Command) {
 func manName(c *cobra.Command) string { return strings.ReplaceAll(c.CommandPath(), " ", "-") }
 
 // page is a manual page in the making, in the language of man(7).
-type page struct{ strings.Builder }
+type page struct {
+	strings.Builder
+	fresh bool // a section began, whose first paragraph needs no word
+}
 
 func newPage(name, section, version, about string) *page {
 	p := &page{}
-	p.line(".TH %s %s \"\" %s \"handrail manual\"", strings.ToUpper(name), section, roffWord("handrail "+version))
+	p.line(".TH %s %s %s %s \"handrail manual\"", strings.ToUpper(name), section, builtOn(), roffWord("handrail "+version))
 	p.section("NAME")
 	p.line("%s \\- %s", roff(name), roff(about))
 	return p
@@ -86,7 +90,30 @@ func newPage(name, section, version, about string) *page {
 
 func (p *page) line(format string, args ...any) { fmt.Fprintf(p, format+"\n", args...) }
 
-func (p *page) section(name string) { p.line(".SH %s", name) }
+func (p *page) section(name string) {
+	p.line(".SH %s", name)
+	p.fresh = true
+}
+
+// paragraph begins one.
+func (p *page) paragraph() {
+	if !p.fresh {
+		p.line(".PP")
+	}
+	p.fresh = false
+}
+
+// builtOn is the day of the source that the program was built from.
+func builtOn() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if day, _, found := strings.Cut(s.Value, "T"); found && s.Key == "vcs.time" {
+				return day
+			}
+		}
+	}
+	return "2026-01-01" // built without its history
+}
 
 // paragraphs is text as our help has it: paragraphs between empty lines; what is
 // indented stays as it is.
@@ -96,7 +123,7 @@ func (p *page) paragraphs(text string) {
 			p.verbatim(block)
 			continue
 		}
-		p.line(".PP")
+		p.paragraph()
 		for l := range strings.Lines(block) {
 			p.line("%s", roff(strings.TrimSpace(l)))
 		}
@@ -104,7 +131,7 @@ func (p *page) paragraphs(text string) {
 }
 
 func (p *page) verbatim(text string) {
-	p.line(".PP")
+	p.paragraph()
 	p.line(".nf")
 	for l := range strings.SplitSeq(strings.Trim(text, "\n"), "\n") {
 		if strings.TrimSpace(l) == "" {
