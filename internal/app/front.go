@@ -57,12 +57,6 @@ func newFront(conf *tls.Config, addr net.Addr, node func(context.Context, *tls.C
 	}
 }
 
-// beOfSeveral lets other servers in, too.
-func (f *front) beOfSeveral(peer func(context.Context, *tls.Conn)) {
-	f.peer = peer
-	f.tls.NextProtos = append(f.tls.NextProtos, wire.PeerALPN)
-}
-
 func onLoopback(addr net.Addr) bool {
 	tcp, ok := addr.(*net.TCPAddr)
 	return ok && tcp.IP.IsLoopback()
@@ -222,9 +216,12 @@ func (s *Server) newFront() (*front, error) {
 		MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1", wire.ALPN, wire.PastALPN},
 		ClientAuth: tls.VerifyClientCertIfGiven,
 	}
+	if s.shared() { // before anything is made of it: a caller's own configuration is a copy
+		conf.NextProtos = append(conf.NextProtos, wire.PeerALPN)
+	}
 	front := newFront(forRobots(conf, s.trusting(conf)), s.c.Listener.Addr(), s.fleet.ServeConn)
 	if s.shared() {
-		front.beOfSeveral(s.fleet.ServePeer)
+		front.peer = s.fleet.ServePeer
 	}
 	return front, nil
 }
