@@ -188,6 +188,7 @@ type shared struct {
 	mu     sync.Mutex
 	status Status
 	kick   chan struct{}
+	unread map[string]bool // what has no index, and gets none by itself; of rounds alone
 }
 
 // Status says how far the archive is.

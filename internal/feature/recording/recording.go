@@ -161,7 +161,7 @@ func New(d Deps) (*Recordings, error) {
 	}
 	r := &Recordings{deps: d, bounds: d.Bounds.withDefaults(), enc: enc, live: map[string]*Recorder{}}
 	r.anchor = newAnchor(d.Store, d.Log)
-	r.archive, r.shared.kick = d.Archive, make(chan struct{}, 1)
+	r.archive, r.shared.kick, r.shared.unread = d.Archive, make(chan struct{}, 1), map[string]bool{}
 	return r, nil
 }
 
@@ -224,7 +224,7 @@ func (r *Recordings) Reserve() (*Reservation, error) {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot record a session")
 	}
 	if s := r.Status(); s.Limit > 0 && s.Bytes >= s.Limit {
-		return nil, fault.New(fault.Exhausted, "cannot record a session: %d MiB of recordings wait for the bucket, and no more may", s.Bytes>>20).WithHint("handrail config explain")
+		return nil, fault.New(fault.Exhausted, "cannot record a session: %d MiB of recordings wait for the bucket, and no more may", s.Bytes>>20).WithHint("handrail recordings")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -83,12 +83,32 @@ func (r *Recordings) Round(ctx context.Context, now time.Time) error {
 			waiting = append(waiting, f)
 		}
 	}
+	r.index(ctx, files)
 	r.tell(files, waiting, nil)
 	failed := r.send(ctx, files, waiting, now)
 	if failed == nil {
 		failed = r.release(ctx, files, now)
 	}
 	return r.report(ctx, now, failed)
+}
+
+// atOnce is how many indexes a round makes.
+const atOnce = 50
+
+// index makes what is missing of indexes, so that the first search need not.
+func (r *Recordings) index(ctx context.Context, files []here) {
+	made := 0
+	for _, f := range files {
+		if _, err := os.Lstat(indexPath(f.path)); err == nil || f.place.State == stateRemoved || r.shared.unread[f.session] {
+			continue
+		}
+		if made++; made > atOnce || ctx.Err() != nil {
+			return
+		}
+		if _, raw, err := r.makeIndex(ctx, f.session); err != nil || raw == nil {
+			r.shared.unread[f.session] = true // by this process: a search tries again
+		}
+	}
 }
 
 // send puts what waits into the bucket, oldest first.
@@ -243,10 +263,11 @@ func (r *Recordings) upload(ctx context.Context, f here) error {
 		}
 		return []ledger.Entry{{Action: ActionArchived, Subjects: []string{ledger.System}, Session: f.session, Payload: p}}, err
 	})
-	if fault.KindOf(err) == fault.Conflict {
-		return nil
+	if err != nil && fault.KindOf(err) != fault.Conflict {
+		return err
 	}
-	return err
+	r.shareIndex(ctx, f.session)
+	return nil
 }
 
 func (r *Recordings) putPart(ctx context.Context, name string, part *io.SectionReader) (string, error) {

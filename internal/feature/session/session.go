@@ -43,11 +43,13 @@ const (
 	Resumed  ledger.Action = "session.resumed"
 	Stopped  ledger.Action = "session.stopped"
 	Replayed ledger.Action = "session.replayed"
+	// SearchedIn is a search through recordings.
+	SearchedIn ledger.Action = "session.searched"
 )
 
 // Actions lists what this package writes to the ledger.
 func Actions() []ledger.Action {
-	return []ledger.Action{Opened, Closed, Watched, Joined, Left, Paused, Resumed, Stopped, Replayed}
+	return []ledger.Action{Opened, Closed, Watched, Joined, Left, Paused, Resumed, Stopped, Replayed, SearchedIn}
 }
 
 // States of a session.

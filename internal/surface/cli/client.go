@@ -44,6 +44,8 @@ type client struct {
 	webhooks  handrailv1connect.WebhooksClient
 	directory handrailv1connect.DirectoriesClient
 	rights    handrailv1connect.RightsClient
+
+	recordings handrailv1connect.RecordingsClient
 }
 
 // client opens the folder for somebody who is logged in.
@@ -102,6 +104,8 @@ func newClient(f folder, l login, tr *trust) *client {
 		webhooks:  handrailv1connect.NewWebhooksClient(h, base, option),
 		directory: handrailv1connect.NewDirectoriesClient(h, base, option),
 		rights:    handrailv1connect.NewRightsClient(h, base, option),
+
+		recordings: handrailv1connect.NewRecordingsClient(h, base, option),
 	}
 }
 

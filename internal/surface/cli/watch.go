@@ -20,7 +20,7 @@ func (t *tool) watchCommands() []*cobra.Command {
 			"handrail watch s-7k3f9q2m  # q leaves\nhandrail watch -           # the newest one of somebody else"),
 		t.attachCommand("join-session", "Join a live session: both of you type", "join",
 			"handrail join-session s-7k3f9q2m  # ~. leaves\nhandrail join-session -           # the newest one of somebody else"),
-		t.pauseCommand(), t.resumeCommand(), t.stopCommand(), t.replayCommand(),
+		t.pauseCommand(), t.resumeCommand(), t.stopCommand(), t.replayCommand(), t.recordingsCommand(),
 	}
 }
 
@@ -52,6 +52,7 @@ func (t *tool) sessionsCommand() *cobra.Command {
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on, and print each change")
 	_ = c.RegisterFlagCompletionFunc("host", t.completeHosts)
 	_ = c.RegisterFlagCompletionFunc("person", t.completePeople)
+	c.AddCommand(t.searchCommand())
 	return c
 }
 

@@ -102,6 +102,9 @@ func Handler(d *Deps) http.Handler {
 		func() (string, http.Handler) { return handrailv1connect.NewApprovalsHandler(approvals{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewSessionsHandler(sessions{d}, options...) },
 		func() (string, http.Handler) {
+			return handrailv1connect.NewRecordingsHandler(recordings{d}, options...)
+		},
+		func() (string, http.Handler) {
 			return handrailv1connect.NewInspectionsHandler(inspections{d}, options...)
 		},
 		func() (string, http.Handler) { return handrailv1connect.NewLedgerHandler(ledgers{d}, options...) },

@@ -256,6 +256,13 @@ var sentences = map[string]func(*said) string{
 	"session.watched": func(s *said) string { return s.who() + " watches " + s.session() },
 	"session.joined":  func(s *said) string { return s.who() + " joined " + s.session() },
 	"session.left":    func(s *said) string { return s.who() + " left " + s.session() },
+	"session.searched": func(s *said) string {
+		p := read[struct {
+			Words    string
+			Sessions []string
+		}](s)
+		return fmt.Sprintf("%s searched %d recordings for “%s”", s.who(), len(p.Sessions), p.Words)
+	},
 	"session.resumed": func(s *said) string { return s.who() + " let " + s.session() + " go on" },
 	"session.paused": func(s *said) string {
 		return s.who() + " paused " + s.session() + because(strings.TrimPrefix(read[braked](s).Reason, s.who()+" paused it: "))
