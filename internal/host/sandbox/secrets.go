@@ -191,25 +191,28 @@ const (
 // copiesByContent finds files beside a declared secret, or in /var/backups,
 // that hold the same bytes under whatever name.
 func copiesByContent(declared []string) []string {
+	listed := map[string]map[int64][]string{} // folder → size → regular files
 	var out []string
 	for _, p := range declared {
 		st, err := os.Lstat(p)
 		if err != nil || !st.Mode().IsRegular() || st.Size() == 0 || st.Size() > copyScanSize {
 			continue
 		}
-		want, err := os.ReadFile(p)
-		if err != nil {
-			continue
-		}
+		var want []byte
 		for _, dir := range [...]string{filepath.Dir(p), backupDir} {
-			entries, _ := os.ReadDir(dir)
-			for _, e := range entries[:min(len(entries), copyScanEntries)] {
-				path := filepath.Join(dir, e.Name())
-				if path == p || !e.Type().IsRegular() {
+			bySize, ok := listed[dir]
+			if !ok {
+				bySize = regularIn(dir)
+				listed[dir] = bySize
+			}
+			for _, path := range bySize[st.Size()] {
+				if path == p {
 					continue
 				}
-				if i, err := e.Info(); err != nil || i.Size() != st.Size() {
-					continue
+				if want == nil {
+					if want, err = os.ReadFile(p); err != nil {
+						break
+					}
 				}
 				if got, err := os.ReadFile(path); err == nil && bytes.Equal(got, want) {
 					out = append(out, path)
@@ -218,6 +221,21 @@ func copiesByContent(declared []string) []string {
 		}
 	}
 	return out
+}
+
+// regularIn lists the regular files in a folder by size, within copyScanEntries.
+func regularIn(dir string) map[int64][]string {
+	bySize := map[int64][]string{}
+	entries, _ := os.ReadDir(dir)
+	for _, e := range entries[:min(len(entries), copyScanEntries)] {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		if i, err := e.Info(); err == nil {
+			bySize[i.Size()] = append(bySize[i.Size()], filepath.Join(dir, e.Name()))
+		}
+	}
+	return bySize
 }
 
 // otherNames finds the other hard links of the secrets, within linkScanBound.

@@ -247,16 +247,19 @@ func groupsOf(name string, gid uint32) []string {
 	return out
 }
 
-// uidRange gives each read session a uid that nobody else has. It holds one
-// ready, since looking for it goes through all processes.
+// uidRange gives each read session a uid that nobody else has. It holds some
+// ready, since looking for one goes through all processes.
 type uidRange struct {
 	first, count uint32
 
 	mu    sync.Mutex
 	next  uint32
 	used  map[uint32]bool
-	ready uint32 // 0: none
+	ready []uint32
 }
+
+// uidsReady is how many are found by one look at the processes.
+const uidsReady = 8
 
 func newUIDRange(p hostPolicy) *uidRange {
 	return &uidRange{first: p.UIDFirst, count: p.UIDCount, next: rand.Uint32N(p.UIDCount), used: map[uint32]bool{}}
@@ -266,25 +269,29 @@ func newUIDRange(p hostPolicy) *uidRange {
 func (u *uidRange) take() (uint32, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if uid := u.ready; uid != 0 {
-		u.ready = 0
-		return uid, nil
+	if len(u.ready) == 0 {
+		if err := u.find(); err != nil {
+			return 0, err
+		}
 	}
-	return u.find()
+	uid := u.ready[0]
+	u.ready = u.ready[1:]
+	return uid, nil
 }
 
-// prepare holds a uid for the next take.
+// prepare holds some for those who come next.
 func (u *uidRange) prepare() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.ready == 0 {
-		u.ready, _ = u.find() // else the next take says why there is none
+	if len(u.ready) == 0 {
+		_ = u.find() // else the next take says why there is none
 	}
 }
 
 // find goes round, so that a uid rests for as long as possible before it is
-// used again.
-func (u *uidRange) find() (uint32, error) {
+// used again. What is ready is nobody's until it is taken: no session has it,
+// and only one that is over could have left somebody under it.
+func (u *uidRange) find() error {
 	passwd, _ := os.ReadFile("/etc/passwd")
 	running := runningUIDs()
 	for range min(u.count, 1024) {
@@ -294,9 +301,14 @@ func (u *uidRange) find() (uint32, error) {
 			continue
 		}
 		u.used[uid] = true
-		return uid, nil
+		if u.ready = append(u.ready, uid); len(u.ready) == uidsReady {
+			return nil
+		}
 	}
-	return 0, fault.New(fault.Exhausted, "cannot start a session: no uid from %d on is free", u.first)
+	if len(u.ready) == 0 {
+		return fault.New(fault.Exhausted, "cannot start a session: no uid from %d on is free", u.first)
+	}
+	return nil
 }
 
 func (u *uidRange) release(uid uint32) {
