@@ -126,7 +126,7 @@ func findBulk(t *testing.T, w *world, id string) recording.Bulk {
 // events reads a whole recording.
 func (w *world) events(id string) (out []recording.Event) {
 	w.t.Helper()
-	r := must(w.recordings.Open(id))
+	r := must(w.recordings.Open(w.t.Context(), id))
 	defer r.Close()
 	for {
 		e, err := r.Next()
