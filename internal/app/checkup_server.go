@@ -15,6 +15,7 @@ import (
 // serverChecks are those that only the running server can answer.
 var serverChecks = []func(*Server, context.Context) ([]finding, error){
 	(*Server).checkLedger, (*Server).checkDatabase, (*Server).checkPeople, (*Server).checkNodes, (*Server).checkDirectory, (*Server).checkWitnesses,
+	(*Server).checkBucket,
 }
 
 // checkupLocal answers the doctor of this machine. It names no person.

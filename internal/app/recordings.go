@@ -183,3 +183,35 @@ func (s *Server) archive() (*recording.Archive, error) {
 	a.Bucket, err = r.Open()
 	return a, err
 }
+
+// lookTime is how long the doctor waits for the bucket.
+const lookTime = 5 * time.Second
+
+// checkBucket says whether the bucket answers and recordings get there. It looks
+// and puts nothing.
+func (s *Server) checkBucket(ctx context.Context) ([]finding, error) {
+	at := s.recordings.Status()
+	if at.Place == "" {
+		return nil, nil
+	}
+	bad := finding{ID: "bucket-behind", Group: "recordings", Bad: at.Delayed, Fix: "handrail recordings"}
+	if at.Failed != "" || at.Delayed {
+		bad.What = fmt.Sprintf("%d finished recordings wait for the bucket: %s", at.Waiting, orWords(at.Failed, "for too long"))
+		return one(bad), nil
+	}
+	set := s.c.sections.Recordings
+	bucket, err := set.Open()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	for _, err := range bucket.List(ctx, "") {
+		if err != nil {
+			bad.ID, bad.Bad, bad.What = "bucket-away", true, fault.From(err).Text
+			return one(bad), nil
+		}
+		break
+	}
+	return nil, nil
+}
