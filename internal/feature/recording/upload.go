@@ -19,6 +19,7 @@ const (
 	roundEvery  = 10 * time.Second
 	roundAtMost = 15 * time.Minute // between rounds that fail
 	sweepEvery  = time.Hour
+	sweepFiles  = 5 * time.Minute // between rounds without a bucket
 	// behindAfter is how long a finished recording may wait before it is an alarm.
 	behindAfter = 15 * time.Minute
 )
@@ -39,8 +40,12 @@ func (r *Recordings) Keep(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	usual := roundEvery
+	if r.archive.Bucket == nil {
+		usual = sweepFiles // every finished file is looked at each time
+	}
 	var swept time.Time
-	for wait := roundEvery; ; {
+	for wait := usual; ; {
 		err := r.Round(ctx, time.Now())
 		if err == nil && time.Since(swept) > sweepEvery {
 			if err = r.sweep(ctx, time.Now()); err == nil {
@@ -49,7 +54,7 @@ func (r *Recordings) Keep(ctx context.Context) error {
 		}
 		wait = min(2*wait, roundAtMost)
 		if err == nil {
-			wait = roundEvery
+			wait = usual
 		} else if ctx.Err() == nil {
 			r.deps.Log.Warn("finished recordings could not all be put into the bucket; trying again", "in", wait, "error", err)
 		}
