@@ -173,10 +173,13 @@ func TestTwoServersAreOne(t *testing.T) {
 		}
 	})
 	t.Run("a server that drains sends nodes and people to the other", func(t *testing.T) {
-		long := benB.begin("ssh", "web-1", "--", "echo up; sleep 2; echo bye") // a drain waits for it
+		long, enter := benB.beginTyping("ssh", "web-1", "--", "echo up; read -r line; echo bye $line")
 		long.says("up")
-		h.ada.ok("server", "drain", "b", "--reason", "upgrade")
+		h.ada.ok("server", "drain", "b", "--reason", "upgrade", "--within", "1h")
+		long.says("about to restart: upgrade")
 		until(t, "b to refuse sessions", func() bool { return benB.run("ssh", "web-2", "--", "true").code != 0 })
+		enter("now\n") // a drain waits for what runs
+		long.says("bye now")
 		until(t, "both nodes at a", func() bool {
 			var list struct {
 				Servers []struct{ Name, Nodes string }
@@ -192,8 +195,6 @@ func TestTwoServersAreOne(t *testing.T) {
 		if out := h.ben.ok("ssh", "web-2", "--", "hostname"); out != "web-2\n" {
 			t.Error(out)
 		}
-		long.says("about to restart")
-		long.says("bye")
 		h.b.stop()
 		h.b.start()
 		until(t, "b to take sessions again", func() bool { return benB.run("ssh", "web-2", "--", "true").code == 0 })

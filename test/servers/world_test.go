@@ -367,6 +367,25 @@ func (p person) begin(args ...string) *process {
 	return begin(p.t, handrail(p.at.office, args...), "HANDRAIL_HOME="+p.home)
 }
 
+// beginTyping is begin with a hand at the keyboard.
+func (p person) beginTyping(args ...string) (r *process, enter func(text string)) {
+	p.t.Helper()
+	in, out, err := os.Pipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() { out.Close() })
+	defer in.Close()
+	cmd := handrail(p.at.office, args...)
+	cmd.Stdin = in
+	return begin(p.t, cmd, "HANDRAIL_HOME="+p.home), func(text string) {
+		p.t.Helper()
+		if _, err := out.WriteString(text); err != nil {
+			p.t.Fatal(err)
+		}
+	}
+}
+
 func begin(t *testing.T, cmd *exec.Cmd, env ...string) *process {
 	t.Helper()
 	r := &process{t: t, cmd: cmd, out: &buffer{}, done: make(chan struct{})}
