@@ -31,10 +31,11 @@ type sections struct {
 	Webhooks  *webhookSection     `toml:"webhooks"`
 
 	Recordings *recordingsSection `toml:"recordings"`
+	Metrics    *metricsSection    `toml:"metrics"`
 }
 
 // sectionNames are the tables that there are.
-var sectionNames = []string{"oidc", "directory", "nats", "workload", "retention", "recordings", "webhooks"}
+var sectionNames = []string{"oidc", "directory", "nats", "workload", "retention", "recordings", "webhooks", "metrics"}
 
 // parseSections reads the tables. What it does not know is an error here too.
 func parseSections(text []byte) (sections, error) {
@@ -69,6 +70,9 @@ func parseSections(text []byte) (sections, error) {
 	if _, err = s.Webhooks.networks(); err != nil {
 		return s, err
 	}
+	if err := s.Metrics.check(); err != nil {
+		return s, err
+	}
 	_, err = s.Retention.rules(time.Now())
 	return s, err
 }
@@ -101,6 +105,9 @@ func readSections() (sections, error) {
 	}
 	if err == nil {
 		err = s.Webhooks.complete(path)
+	}
+	if err == nil {
+		err = s.Metrics.complete(path)
 	}
 	return s, err
 }
@@ -156,13 +163,14 @@ type handed struct {
 	Retention  retention           `json:"retention,omitempty"`
 	Recordings *recordingsSection  `json:"recordings,omitempty"` // with its secret
 	Webhooks   *webhookSection     `json:"webhooks,omitempty"`
+	Metrics    *metricsSection     `json:"metrics,omitempty"` // with its token
 }
 
 const sectionsEnv = "HANDRAIL_SECTIONS"
 
 // hand is what the supervisor puts into the environment of the server.
 func (s sections) hand() (string, error) {
-	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention, Recordings: s.Recordings, Webhooks: s.Webhooks}
+	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention, Recordings: s.Recordings, Webhooks: s.Webhooks, Metrics: s.Metrics}
 	if s.OIDC != nil {
 		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
 	}
@@ -181,5 +189,5 @@ func takeSections(text string) (sections, error) {
 	if h.OIDC != nil {
 		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
 	}
-	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention, Recordings: h.Recordings, Webhooks: h.Webhooks}, nil
+	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention, Recordings: h.Recordings, Webhooks: h.Webhooks, Metrics: h.Metrics}, nil
 }

@@ -458,6 +458,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "followers", s.follow)
 	run(below, "retention", s.once(s.retain))
 	run(below, "servers", s.runPeers)
+	run(below, "metrics", s.serveMetrics)
 	run(above, "servers' calls", s.servePeers)
 	run(below, "watchers", s.sessions.RecheckLoop)
 	run(above, "control socket", func(ctx context.Context) error { return door.serve(ctx, control) })

@@ -264,3 +264,20 @@ func Fold(entries []ledger.Recorded) (map[string]Grant, error) {
 	}
 	return table, nil
 }
+
+// CountTx is how many grants are in each state.
+func CountTx(q store.Queryer) (map[string]int64, error) {
+	type counted struct {
+		State string `db:"state"`
+		N     int64  `db:"n"`
+	}
+	rows, err := store.All[counted](q, `SELECT state, COUNT(*) AS n FROM grants GROUP BY state`)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]int64{}
+	for _, r := range rows {
+		all[r.State] = r.N
+	}
+	return all, nil
+}

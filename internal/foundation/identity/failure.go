@@ -29,7 +29,11 @@ const (
 // few constant words, never what the stranger sent.
 func (p *People) FailedLogin(source, reason string) {
 	p.failures.add(bare(source), reason, 1, time.Now())
+	p.failed.Add(1)
 }
+
+// FailedLogins is how many failed at this server since its start.
+func (p *People) FailedLogins() int64 { return p.failed.Load() }
 
 func (f *failures) add(source, reason string, times int64, now time.Time) {
 	f.mu.Lock()

@@ -18,6 +18,7 @@ import (
 	"crypto/rand"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-webauthn/webauthn/webauthn"
@@ -48,6 +49,7 @@ type People struct {
 	flag     *Flag
 	passkeys *webauthn.WebAuthn // nil: this installation has no name that passkeys work with
 	cache    cache
+	failed   atomic.Int64 // logins
 	failures failures
 	codes    codes
 	keeper   Keeper // nil: there is no directory

@@ -57,10 +57,12 @@ func (s *Store) Record(ctx context.Context, id string, fn func(*Tx) ([]ledger.En
 	if err := s.Damage(); err != nil {
 		return nil, err
 	}
+	start := time.Now()
 	rec, err := s.eng.record(ctx, id, fn)
 	if err != nil {
 		return nil, err
 	}
+	s.commits.note(time.Since(start))
 	return &receipt{s, rec}, nil
 }
 

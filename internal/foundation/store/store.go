@@ -70,15 +70,16 @@ type engine interface {
 
 // Store is an open database.
 type Store struct {
-	cfg    Config
-	db     dialect
-	state  *sql.DB // read pool
-	obs    *sql.DB // observations, writing
-	obsR   *sql.DB // observations, reading
-	eng    engine
-	spool  *Spool
-	anchor *anchor
-	obsMu  sync.Mutex
+	cfg     Config
+	db      dialect
+	state   *sql.DB // read pool
+	obs     *sql.DB // observations, writing
+	obsR    *sql.DB // observations, reading
+	eng     engine
+	spool   *Spool
+	anchor  *anchor
+	commits commits
+	obsMu   sync.Mutex
 
 	head    atomic.Pointer[published] // newest durable tree
 	growing sync.Mutex                // PostgreSQL: of copies of a frontier one may grow
