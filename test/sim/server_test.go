@@ -52,6 +52,7 @@ type server struct {
 	once  sync.Once
 	image string // what was on disk when it crashed
 
+	dying atomic.Bool
 	armed atomic.Pointer[fuse]
 }
 
@@ -61,7 +62,9 @@ type fuse struct {
 	left atomic.Int64
 }
 
-func (s *server) dead() bool { return s.over.Err() != nil }
+// dead says whether nobody hears of it any more, from the moment on in which a
+// crash looks at the disk.
+func (s *server) dead() bool { return s.dying.Load() || s.over.Err() != nil }
 
 // point is a named point. If the fuse is for it, the server crashes here, in the
 // middle of what it does.
@@ -76,6 +79,7 @@ func (s *server) point(name string) {
 // now on nobody hears, and nobody finds on disk.
 func (s *server) crash(where string) {
 	s.once.Do(func() {
+		s.dying.Store(true)
 		s.image = snapshot(s.dir)
 		if s.w.rnd2.Uint64()%2 == 0 {
 			tear(s.image, s.w.rnd2.Uint64())

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -19,9 +20,18 @@ func (s *siege) check(w *work) {
 	if out := ada.ok("ledger", "verify"); !strings.Contains(out, "nothing was touched") {
 		s.t.Errorf("the server does not verify its ledger:\n%s", out)
 	}
-	file := filepath.Join(s.t.TempDir(), "ledger.zip")
-	ada.ok("ledger", "export", file)
-	leaves := s.verify(file)
+	var leaves []ledger.Leaf
+	grants := s.grants()
+	for { // time ends grants: both are to be of one moment
+		file := filepath.Join(s.t.TempDir(), "ledger.zip")
+		ada.ok("ledger", "export", file)
+		leaves = s.verify(file)
+		again := s.grants()
+		if slices.Equal(grants, again) {
+			break
+		}
+		grants = again
+	}
 	count := map[expected]int{}
 	versions := map[string][]int64{}
 	for _, l := range leaves {
@@ -52,7 +62,7 @@ func (s *siege) check(w *work) {
 			s.t.Errorf("session %s was opened %d times and closed %d times", e.object, n, count[expected{"session.closed", e.object}])
 		}
 	}
-	s.folds(leaves)
+	s.folds(leaves, grants)
 	s.all.add(func() { s.all.confirmed += len(w.acked); s.all.entries += len(leaves) - s.size })
 	s.size = len(leaves)
 }
@@ -123,8 +133,19 @@ func unbundle(s *siege, body []byte) (leaves []ledger.Leaf) {
 	return leaves
 }
 
+// shown is a grant in the list.
+type shown struct{ ID, State string }
+
+// grants are all that the server shows.
+func (s *siege) grants() []shown {
+	s.t.Helper()
+	var list struct{ Grants []shown }
+	s.as(s.ada).json(&list, "grants", "--all", "-o", "json")
+	return list.Grants
+}
+
 // folds compares the ledger, folded, with the grants that the server shows.
-func (s *siege) folds(leaves []ledger.Leaf) {
+func (s *siege) folds(leaves []ledger.Leaf, grants []shown) {
 	s.t.Helper()
 	state := map[string]string{}
 	for _, l := range leaves {
@@ -138,16 +159,12 @@ func (s *siege) folds(leaves []ledger.Leaf) {
 		}
 	}
 	means := map[string]string{"requested": "requested", "activated": "active", "declared": "active", "ended": "ended", "owing": "in-review", "reviewed": "closed"}
-	var list struct {
-		Grants []struct{ ID, State string }
-	}
-	s.as(s.ada).json(&list, "grants", "--all", "-o", "json")
-	for _, g := range list.Grants {
+	for _, g := range grants {
 		if means[state[g.ID]] != g.State {
 			s.t.Errorf("grant %s is %s, and the ledger folds to %s", g.ID, g.State, state[g.ID])
 		}
 	}
-	if len(list.Grants) == 0 && len(state) > 0 {
+	if len(grants) == 0 && len(state) > 0 {
 		s.t.Error("the server shows no grants")
 	}
 }
