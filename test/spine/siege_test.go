@@ -30,8 +30,9 @@ import (
 // lease, and as much again for a machine that does other things.
 const leaseBound = 20 * time.Second
 
-// lifetime is after how many kills an installation is replaced by a new one.
-const lifetime = 100
+// lifetime is after how many kills an installation is replaced by a new one: each
+// is looked at whole after each kill.
+const lifetime = 40
 
 // number reads a number of the environment.
 func number(t *testing.T, name string, otherwise uint64) uint64 {

@@ -55,7 +55,7 @@ func (p person) entersMeanwhile(host string, stop <-chan struct{}) (times int) {
 func needFaults(t *testing.T) {
 	t.Helper()
 	if number(t, "HANDRAIL_TEST_RUNS", 0) == 0 {
-		t.Skip("strangers take long: make test-faults")
+		t.Skip("this takes long: make test-faults")
 	}
 }
 
