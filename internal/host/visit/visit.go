@@ -98,7 +98,7 @@ func serve(ctx context.Context, dir, token, version string, dial func(context.Co
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		return warden.Run(ctx, warden.Config{Dir: wardens, Socket: socket, LinkUID: os.Geteuid(), LinkGID: os.Getegid(), Hide: []string{dir},
-			Trial: report.Mode != sandbox.RootMode, Version: version, Log: log, Ready: func() { close(ready) }})
+			Visit: true, Trial: report.Mode != sandbox.RootMode, Version: version, Log: log, Ready: func() { close(ready) }})
 	})
 	g.Go(func() error {
 		select {

@@ -95,6 +95,7 @@ type judge struct {
 	asks    []pendingAsk
 	lease   lease
 	started int64 // server time of the first lease: what was issued before is refused
+	visit   bool  // but for this: its order brought it here, however long the way was
 	epochs  wire.Epochs
 	seen    map[string]time.Duration // order id → boot time at which it may be forgotten
 	brakes  []string
@@ -421,7 +422,7 @@ func (j *judge) check(p wire.OrderPayload, leaf ledger.Leaf, now time.Duration) 
 		return 0, refuse(RuleAge, "cannot accept order %s: it was issued %s in the future", p.Order, -age)
 	case age > time.Duration(p.ValidMS)*time.Millisecond:
 		return 0, refuse(RuleAge, "cannot accept order %s: it is %s old and was valid for %d ms", p.Order, age, p.ValidMS)
-	case p.Issued < j.started-int64(skew/time.Microsecond):
+	case !j.visit && p.Issued < j.started-int64(skew/time.Microsecond):
 		return 0, refuse(RuleReplay, "cannot accept order %s: it was issued before this warden started", p.Order)
 	}
 	if p.Epochs.Lock < j.epochs.Lock || p.Epochs.Policy < j.epochs.Policy {

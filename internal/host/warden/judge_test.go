@@ -357,6 +357,21 @@ func TestAServerThatLiesIsRefused(t *testing.T) {
 	}
 }
 
+// A program takes its time over a slow line, and a resident warden may have been
+// told the same order before it was restarted.
+func TestTheOrderThatBroughtAVisitorMayBeOlderThanIt(t *testing.T) {
+	l, n := ready(t, hostPolicy{})
+	n.judge.visit = true
+	p := l.payload(0)
+	p.Issued = testTime - 20_000_000
+	order := l.envelope(n.judge, l.sign(l.entry(p, nil)))
+	if _, err := n.order(order); err != nil {
+		t.Fatal(err)
+	}
+	_, err := n.order(order)
+	wantRule(t, err, RuleReplay)
+}
+
 func TestUnknownFieldsInAnOrderAreRefused(t *testing.T) {
 	l, n := ready(t, hostPolicy{})
 	p := l.payload(0)

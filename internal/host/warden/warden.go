@@ -32,6 +32,7 @@ type Config struct {
 	Hide    []string       // folders of handrail on this machine that no session may see (Dir is always hidden)
 	Kin     []inspect.File // programs of handrail beside this one, whose processes nobody looks at
 	Trial   bool           // this installation can never be production
+	Visit   bool           // it is there for an order that was issued before it came
 	Confine bool           // give up all Capabilities but those listed; not where other code runs in this process
 	Version string
 	Ready   func()               // called once it listens; nil: nobody asks
@@ -142,6 +143,7 @@ func open(ctx context.Context, c Config, from *passed) (*warden, func(), error) 
 	if err != nil {
 		return nil, nil, err
 	}
+	j.visit = c.Visit
 	locked, err := lockOf(c.Dir, from)
 	if err != nil {
 		return nil, nil, err
