@@ -95,6 +95,11 @@ func (id *identity) untilRenewal(now time.Time) time.Duration {
 	if !current {
 		return 0
 	}
+	return untilThird(leaf, now)
+}
+
+// untilThird is the time until a third of a certificate's life is left.
+func untilThird(leaf *x509.Certificate, now time.Time) time.Duration {
 	return leaf.NotAfter.Sub(now) - leaf.NotAfter.Sub(leaf.NotBefore)/3
 }
 

@@ -107,11 +107,10 @@ func TestABadCertificateReplacesNothing(t *testing.T) {
 }
 
 func TestRenewalIsDueWhenAThirdIsLeft(t *testing.T) {
-	id := &identity{}
 	start := time.Unix(1_000_000, 0)
-	id.cert.Leaf = &x509.Certificate{NotBefore: start, NotAfter: start.Add(90 * time.Hour)}
+	leaf := &x509.Certificate{NotBefore: start, NotAfter: start.Add(90 * time.Hour)}
 	for at, want := range map[time.Duration]time.Duration{0: 60 * time.Hour, 60 * time.Hour: 0, 80 * time.Hour: -20 * time.Hour} {
-		if got := id.untilRenewal(start.Add(at)); got != want {
+		if got := untilThird(leaf, start.Add(at)); got != want {
 			t.Errorf("after %v it is due in %v, want %v", at, got, want)
 		}
 	}

@@ -8,7 +8,7 @@ import (
 
 func (t *tool) apiCommand() *cobra.Command {
 	c := t.command("api", "Print what the API is, as an OpenAPI 3.1 document",
-		"handrail api > openapi.json                        # for generators of clients\ncurl -s https://HOST:7080/v1/openapi.json -k | jq .  # the same, of a server",
+		"handrail api > openapi.json                        # for generators of clients\nhandrail api | jq -r '.paths | keys[]'              # every call; a server tells the same at /v1/openapi.json",
 		exactly(),
 		func(*cobra.Command, []string) error {
 			_, err := t.out().Write(api.OpenAPI())
