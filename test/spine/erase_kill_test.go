@@ -83,6 +83,7 @@ func (i *installation) erasesKilled(t *testing.T, points []point, rows func() []
 	host := ada.hostname()
 	ben := ada.add("ben", "operator")
 	for n, at := range points {
+		ada.online(1) // the server that was killed is back before its node is
 		zyx := i.plant(ada, ben, host, n)
 		ada.ok("lock", zyx.name, "--reason", "they left")
 		asking := ada.refused(4, "ledger", "erase", zyx.name, "--ground", fmt.Sprintf("left, request %d", n), "--yes", "-o", "name")
