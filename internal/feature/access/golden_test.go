@@ -95,4 +95,13 @@ func TestWhatPeopleAgreeToIsReadForEver(t *testing.T) {
 	if _, err := parseRequest([]byte(`{"v":1,"grant":"g","person":"p","targets":[{}],"for_ms":1,"and":"more"}`)); err == nil {
 		t.Error("bytes with a field that nobody understands can be agreed to")
 	}
+	const whole = `{"v":1,"grant":"g","person":"p","targets":[{}],"for_ms":1}`
+	if _, err := parseRequest([]byte(whole + "\n")); err != nil {
+		t.Errorf("a whole request: %v", err)
+	}
+	for _, tail := range []string{whole, "{}", "null", "}", "x", "\x00"} {
+		if _, err := parseRequest([]byte(whole + tail)); err == nil {
+			t.Errorf("bytes that nobody was shown can be agreed to: %q after the request", tail)
+		}
+	}
 }

@@ -3,7 +3,9 @@ package access
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -65,6 +67,9 @@ func parseRequest(b []byte) (request, error) {
 	d.DisallowUnknownFields()
 	if err := d.Decode(&r); err != nil {
 		return r, fault.Wrap(fault.Invalid, err, "cannot read the request for a grant")
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return r, fault.New(fault.Invalid, "cannot read the request for a grant: something follows it")
 	}
 	if r.V != 1 || r.Grant == "" || r.Person == "" || len(r.Targets) == 0 || r.ForMS <= 0 {
 		return r, fault.New(fault.Invalid, "cannot read the request for a grant: something is missing in it")
