@@ -11,8 +11,12 @@ help: ## print these verbs
 .PHONY: build
 build: ## build bin/handrail and bin/handrail-node
 	@mkdir -p bin
-	$(GO) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/handrail ./cmd/handrail-node
+	$(GO) build -trimpath -ldflags '-s -w$(if $(VERSION), -X main.version=$(VERSION))' -o bin/ ./cmd/handrail ./cmd/handrail-node
 	@$(BIN) carry bin/handrail-node
+
+.PHONY: packages
+packages: build ## deb and rpm packages in bin/packages; the same commit gives the same bytes (VERSION names a release)
+	@bash packaging/build.sh bin bin/packages
 
 .PHONY: run
 run: build ## build and start everything on this machine, no configuration

@@ -397,7 +397,7 @@ func (s *Server) info() rpc.Info {
 	}
 	return rpc.Info{
 		Name: s.ring.Origin(), Version: s.c.Version, DataDir: shown, URL: s.url(), Address: s.address(),
-		SSHAddress: s.c.SSHListener.Addr().String(), Mode: s.c.Mode, Missing: s.c.Missing, Trial: s.c.Mode != "root", Demo: s.c.Demo,
+		SSHAddress: s.c.SSHListener.Addr().String(), Mode: s.c.Mode, Missing: s.c.Missing, Trial: s.c.Mode != wire.ModeRoot && s.c.Mode != serverAlone, Demo: s.c.Demo,
 	}
 }
 

@@ -91,7 +91,10 @@ func Up(ctx context.Context, c UpConfig) error {
 	if err := lock.Say(role.Running{PID: os.Getpid(), Listen: page.Addr().String(), SSH: ssh.Addr().String(), Version: c.Version}); err != nil {
 		return err
 	}
-	s := &supervisor{at: at, c: c, page: page, ssh: ssh, report: sandbox.Probe(ctx, []string{dir})}
+	s := &supervisor{at: at, c: c, page: page, ssh: ssh}
+	if !c.ServerOnly {
+		s.report = sandbox.Probe(ctx, []string{dir})
+	}
 	return s.run(ctx)
 }
 
@@ -227,6 +230,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	role.SayServing(s.c.Log)
 	if s.c.Also != nil {
 		if err := s.c.Also(ctx, running); err != nil && ctx.Err() == nil {
 			return err
@@ -239,7 +243,16 @@ func (s *supervisor) run(ctx context.Context) error {
 	return nil
 }
 
-func (s *supervisor) mode() string { return s.at.Mode(s.report) }
+// serverAlone is the mode of a machine that has no sessions, so that what its
+// kernel gives them says nothing about the installation.
+const serverAlone = "server-only"
+
+func (s *supervisor) mode() string {
+	if s.c.ServerOnly {
+		return serverAlone
+	}
+	return s.at.Mode(s.report)
+}
 
 func (s *supervisor) serverRole() (role.Role, error) {
 	args := []string{
@@ -313,7 +326,11 @@ func (s *supervisor) greet(ctx context.Context) (Running, error) {
 		return r, nil
 	}
 	host, _ := os.Hostname()
-	fmt.Fprintln(s.c.Out, s.at.ModeLine(s.report))
+	if s.c.ServerOnly {
+		fmt.Fprintln(s.c.Out, "handrail runs the server alone: sessions run on the hosts that join it.")
+	} else {
+		fmt.Fprintln(s.c.Out, s.at.ModeLine(s.report))
+	}
 	fmt.Fprintf(s.c.Out, "\n  data    %s\n", r.Data)
 	if answer.Damage != "" {
 		fmt.Fprintf(s.c.Out, "\n  DAMAGED %s\n          nothing is recorded, so nothing starts; reading and brakes work.\n          What was touched: handrail ledger verify --local --data %s\n\n", answer.Damage, r.Data)

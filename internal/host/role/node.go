@@ -95,6 +95,7 @@ func RunNode(ctx context.Context, dir string, n Node, newer Newer, out io.Writer
 	}
 	defer stop()
 	fmt.Fprintln(out, p.ModeLine(report))
+	SayServing(log)
 	<-ctx.Done()
 	return nil
 }
