@@ -44,6 +44,12 @@ async function texts(plan, visitor, check, pages) {
     const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
     check(over <= 0, `hostile inspect ${what} is ${over} px too wide`);
   }
+  await page.goto("/sessions/search");
+  await page.getByRole("searchbox", { name: "Words" }).fill("checkout");
+  await page.keyboard.press("Enter");
+  await page.locator(".found-lines mark").first().waitFor();
+  await harmless("hostile search");
+  check((await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)) <= 0, "hostile search is not wider than its window");
   await page.goto("/approvals/a-6y1u8i4o");
   check((await page.locator("main").textContent()).includes("⟨U+202E⟩txt.exe⟨U+200B⟩"), "an approver sees what was made not to be seen");
   for (const typed of ["?q=" + encodeURIComponent('"><img src=x onerror=window.pwned=1>\u202e'), "?action=" + encodeURIComponent('"><script>window.pwned=1</script>')]) {

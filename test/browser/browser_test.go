@@ -60,7 +60,7 @@ func TestPagesWorkInARealBrowser(t *testing.T) {
 
 	plan, err := json.Marshal(map[string]string{
 		"chromium": browser,
-		"busy":     serve(t, fake.Busy), "fresh": serve(t, fake.Fresh), "noShells": serve(t, fake.NoShells), "flows": serve(t, fake.Busy), "hostile": serve(t, fake.Hostile),
+		"busy":     serve(t, fake.Busy), "fresh": serve(t, fake.Fresh), "noShells": serve(t, fake.NoShells), "flows": serve(t, fake.Busy), "hostile": serve(t, fake.Hostile), "frozen": serve(t, fake.Frozen),
 		"tokenPrefix": fake.Token(""), "linkPrefix": fake.Link(""),
 	})
 	if err != nil {

@@ -21,6 +21,10 @@ export async function flows({ plan, visitor, check, audit, look }) {
   quiet("watch");
   await replay(page, check, audit);
   quiet("replay");
+  await search(page, check, audit);
+  quiet("search");
+  await webhook(page, check, audit);
+  quiet("webhook");
   await approve(page, check, audit, authenticator);
   quiet("approve");
   await follow(page, check);
@@ -277,6 +281,61 @@ async function replay(page, check, audit) {
   const before = await word();
   await page.keyboard.press("Space");
   check(before !== (await word()), "Space plays and pauses", before);
+}
+
+// search looks for words in recordings with keys alone, and goes on into a replay.
+async function search(page, check, audit) {
+  const overall = async (name) => {
+    for (const [look, colorScheme, width] of [["wide-light", "light", 1400], ["wide-dark", "dark", 1400], ["narrow-dark", "dark", 400], ["narrow-light", "light", 400]]) {
+      await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
+      await page.setViewportSize({ width, height: 860 });
+      await audit(page, `${name} ${look}`);
+      const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      check(over <= 0, `${name} ${look} is ${over} px too wide`);
+      await shot(page, `flow-${name}-${look}`);
+    }
+    await page.setViewportSize({ width: 1280, height: 860 });
+  };
+  await page.goto("/sessions");
+  await page.locator("h1").click();
+  await page.keyboard.press("/");
+  await page.keyboard.type("CHECKOUT");
+  check(new URL(page.url()).pathname === "/sessions" && !(await page.locator("main form[role=search] [hx-get], main form[role=search][data-filters]").count()), "nothing is searched while somebody types");
+  await page.keyboard.press("Enter");
+  await page.locator(".found-lines mark").first().waitFor();
+  check(!page.url().includes("CHECKOUT"), "what was looked for is in no address", page.url());
+  await overall("search-found");
+  const line = page.locator(".found-lines a", { hasText: "permission denied" });
+  check((await line.locator("mark").allTextContents()).every((text) => text.toLowerCase() === "checkout"), "the words are marked");
+  await line.focus();
+  const [moment] = await Promise.all([page.context().waitForEvent("page"), page.keyboard.press("Enter")]);
+  await moment.getByRole("button", { name: /Show the recording at 0:0/ }).click();
+  await shows(moment, "permission denied");
+  check((await moment.locator(".term-bar button").first().textContent()) === "Play", "a line leads to its moment, which stands still");
+  const later = await moment.evaluate(() => document.querySelector("replay-view").at < document.querySelector("replay-view").length);
+  check(later, "and not to the end");
+  await moment.close();
+  check(await page.locator(".found-lines").isVisible(), "and what was found stays");
+  for (const [name, words, fields, seen] of [
+    ["search-nothing", "zebra", {}, "Nothing found"], ["search-refused", "checkout", { person: "mallory" }, "No recording was searched"],
+    ["search-broken", "checkout", { host: "build-1" }, "were not searched"],
+  ]) {
+    await page.goto("/sessions/search");
+    for (const [field, value] of Object.entries({ words, ...fields })) await page.locator(`main input[name=${field}]`).fill(value);
+    await page.keyboard.press("Enter");
+    await page.getByText(seen).first().waitFor();
+    await overall(name);
+  }
+}
+
+// webhook sends a test, and says so.
+async function webhook(page, check, audit) {
+  await page.goto("/webhooks");
+  await page.getByRole("link", { name: "siem" }).click();
+  await page.getByRole("button", { name: "Send a test" }).click();
+  await page.getByText("after whatever waits before it").waitFor();
+  check(true, "a webhook is sent a test");
+  await audit(page, "webhook tested");
 }
 
 async function approve(page, check, audit, { cdp, authenticatorId }) {

@@ -63,7 +63,7 @@ func (s *site) terminal(v *visit, got *v1.GetSessionResponse, mode, ticket strin
 	f := v.frame(got.Session.PersonName+" on "+got.Session.HostName, "sessions")
 	f.Script = "term.js"
 	f.Path = "/sessions/" + got.Session.Id // also when a form led here
-	body := sessionPage(f, got, mode, ticket)
+	body := sessionPage(f, got, mode, ticket, v.askedMoment())
 	if ticket != "" {
 		return v.secret(f, body)
 	}

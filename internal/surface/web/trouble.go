@@ -71,7 +71,7 @@ func (v *visit) fail(err error) {
 		if v.me == nil {
 			page.Nav = "bare" // nobody is logged in: nothing to navigate to
 		}
-		if err := v.render(status, layout(page, troublePage(f, v.back()))); err != nil {
+		if err := v.render(status, layout(page, troublePage(f, v.back(), v.again(f)))); err != nil {
 			http.Error(v.w, f.Text, status)
 		}
 	}
@@ -82,6 +82,15 @@ func (v *visit) dropStale() {
 	if c, _ := v.ctx.Value(carriedKey{}).(carried); c.login != "" {
 		v.site.dropLogin(v.w, v.r)
 	}
+}
+
+// again is where the same can be tried once more, after what passes by itself;
+// what was sent is not sent again.
+func (v *visit) again(f *fault.Error) string {
+	if f.Kind != fault.Unavailable || v.r.Method != http.MethodGet {
+		return ""
+	}
+	return inside(v.r.URL.RequestURI())
 }
 
 // back is where the visitor can go from an error: up one step.

@@ -66,6 +66,8 @@ type site struct {
 	servers   handrailv1connect.ServersClient
 	vouchers  handrailv1connect.VouchersClient
 	webhooks  handrailv1connect.WebhooksClient
+
+	recordings handrailv1connect.RecordingsClient
 }
 
 // New returns the pages. It serves every path but those of the API.
@@ -102,6 +104,7 @@ func New(d Deps) http.Handler {
 	s.servers = handrailv1connect.NewServersClient(client, base, with)
 	s.vouchers = handrailv1connect.NewVouchersClient(client, base, with)
 	s.webhooks = handrailv1connect.NewWebhooksClient(client, base, with)
+	s.recordings = handrailv1connect.NewRecordingsClient(client, base, with)
 	return s.guard(s.routes())
 }
 
@@ -131,6 +134,7 @@ func (s *site) routes() *http.ServeMux {
 	s.routeHosts(mux)
 	s.routeInspect(mux)
 	s.routeSessions(mux)
+	s.routeSearch(mux)
 	s.routeApprovals(mux)
 	s.routePeople(mux)
 	s.routeDirectory(mux)

@@ -29,6 +29,7 @@ const (
 	Fresh                // minute one: one host, nobody but the first person
 	NoShells             // a machine where no shell is possible
 	Hostile              // the busy one, told by an attacker wherever text is free
+	Frozen               // a server that is cut off from its database
 )
 
 // API is the story and its state.
@@ -48,6 +49,7 @@ type API struct {
 	redeemed  map[string]bool
 	watchers  map[chan string]bool
 	Replays   int // how often a recording was looked at
+	Searches  int // how often recordings were searched
 	tickets   map[string]string
 }
 
@@ -67,6 +69,10 @@ func Link(person string) string { return "link-of-" + person }
 // Handler serves the API, and what a terminal attaches to.
 func (a *API) Handler() http.Handler {
 	mux := http.NewServeMux()
+	if a.kind == Frozen {
+		mux.HandleFunc("/", frozen)
+		return mux
+	}
 	with := connect.WithInterceptors(guard{a})
 	mux.Handle(handrailv1connect.NewLoginsHandler(logins{a: a}, with))
 	mux.Handle(handrailv1connect.NewHostsHandler(hosts{a: a}, with))
@@ -82,7 +88,9 @@ func (a *API) Handler() http.Handler {
 	mux.Handle(handrailv1connect.NewDirectoriesHandler(directories{a: a}, with))
 	mux.Handle(handrailv1connect.NewRightsHandler(rights{a: a}, with))
 	mux.Handle(handrailv1connect.NewServersHandler(servers{}, with))
-	mux.Handle(handrailv1connect.NewVouchersHandler(vouchers{}, with))
+	mux.Handle(handrailv1connect.NewVouchersHandler(vouchers{a: a}, with))
+	mux.Handle(handrailv1connect.NewWebhooksHandler(webhooks{a: a}, with))
+	mux.Handle(handrailv1connect.NewRecordingsHandler(recordings{a: a}, with))
 	mux.HandleFunc("GET /v1/sessions/{id}/attach", a.attach)
 	return mux
 }
@@ -92,7 +100,7 @@ func (a *API) Serve(pages func(http.RoundTripper, string) http.Handler) *httptes
 	mux := http.NewServeMux()
 	s := httptest.NewServer(mux)
 	api := a.Handler()
-	for _, name := range []string{"Logins", "Hosts", "Inspections", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights", "Servers", "Vouchers"} {
+	for _, name := range []string{"Logins", "Hosts", "Inspections", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights", "Servers", "Vouchers", "Webhooks", "Recordings"} {
 		mux.Handle("/handrail.v1."+name+"/", api)
 	}
 	mux.Handle("/v1/", api)

@@ -83,7 +83,12 @@ class ReplayView extends HTMLElement {
     this.keys = (event) => this.key(event);
     document.addEventListener("keydown", this.keys);
     this.fit(100, 30);
-    this.play(true);
+    const from = Number(this.dataset.at ?? 0);
+    if (from > 0) {
+      this.seek(from); // it stands still there: what follows may wipe what was looked for
+      this.play(false);
+      say("Shown at " + clock(this.at));
+    } else this.play(true);
     this.button.focus();
   }
 
