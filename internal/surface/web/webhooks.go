@@ -2,6 +2,7 @@ package web
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 
 	v1 "handrail.dev/handrail/api/handrail/v1"
@@ -82,4 +83,20 @@ func hookClass(h *v1.Webhook) string {
 		return "failed"
 	}
 	return h.State
+}
+
+// hookEntries says what of the ledger it is told.
+func hookEntries(h *v1.Webhook) string {
+	if slices.Contains(h.Actions, "*") {
+		return "every entry"
+	}
+	return strings.Join(h.Actions, ", ")
+}
+
+// hookSigned says how the receiver knows that it was us.
+func hookSigned(h *v1.Webhook) string {
+	if h.Scheme == "v1a" {
+		return "by a key (Ed25519)"
+	}
+	return "by a secret (HMAC-SHA256)"
 }
