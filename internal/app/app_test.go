@@ -159,24 +159,6 @@ func TestOnlyTheOwnerIsHeardAtTheLocalDoor(t *testing.T) {
 	}
 }
 
-func TestASocketPathMayBeLong(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 120))
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "control.sock")
-	l, err := listenUnix(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	c, err := dialUnix(t.Context(), path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Close()
-}
-
 func TestAPortThatIsTakenIsAnErrorOnlyWhenItWasAskedFor(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

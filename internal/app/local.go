@@ -5,13 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -23,6 +21,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/internal/host/socket"
 	"handrail.dev/handrail/internal/surface/rpc"
 )
 
@@ -76,7 +75,7 @@ func (d *localDoor) listen(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot replace the control socket")
 	}
-	l, err := listenUnix(path)
+	l, err := socket.Listen(path)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot listen on the control socket")
 	}
@@ -160,7 +159,7 @@ func askLocal(ctx context.Context, dir, what string, q localQuestion) (localAnsw
 	path := place(dir).control()
 	var out localAnswer
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return dialUnix(ctx, path)
+		return socket.Dial(ctx, path)
 	}}}
 	body, _ := json.Marshal(q) // a struct of strings and bools always marshals
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://local/"+what, bytes.NewReader(body))
@@ -184,41 +183,6 @@ func askLocal(ctx context.Context, dir, what string, q localQuestion) (localAnsw
 		return out, &fault.Error{Kind: fault.ParseKind(out.Kind), Text: out.Text, Hint: out.Hint}
 	}
 	return out, nil
-}
-
-// maxUnixPath is the longest path of a unix socket (unix(7)).
-const maxUnixPath = 107
-
-// dialUnix connects to a socket whose path may be longer than the kernel
-// takes, by way of its folder.
-func dialUnix(ctx context.Context, path string) (net.Conn, error) {
-	var dialer net.Dialer
-	if len(path) <= maxUnixPath {
-		return dialer.DialContext(ctx, "unix", path)
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	return dialer.DialContext(ctx, "unix", shortUnix(dir, path))
-}
-
-// listenUnix listens on a socket, whatever the length of its path.
-func listenUnix(path string) (net.Listener, error) {
-	if len(path) <= maxUnixPath {
-		return net.Listen("unix", path)
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	return net.Listen("unix", shortUnix(dir, path))
-}
-
-func shortUnix(dir *os.File, path string) string {
-	return fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
 }
 
 // local is the door for the owner of the data folder.

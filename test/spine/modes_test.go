@@ -81,7 +81,7 @@ func TestAnOrdinaryUserGetsATrialThatWorks(t *testing.T) {
 	}
 	dir := ordinaryFolder(t)
 	words := append([]string{"-m", "sh", "-c", noAccount, t.TempDir()}, asOrdinary...)
-	data := filepath.Join(dir, "data")
+	data := filepath.Join(dir, strings.Repeat("d", 120)) // longer than a socket's path may be
 	i := upBy(t, exec.Command("unshare", append(append(words, binary), upArgs(t, data)...)...), data)
 	i.as = ordinaryUser()
 	worksAsTrial(t, i, dir)

@@ -47,7 +47,8 @@ func TestAnUpgradeOfANodeLeavesItsSessionsRunning(t *testing.T) {
 	}
 	program := filepath.Join(dir, "handrail")
 	install(t, program, "")
-	data := filepath.Join(dir, "data")
+	// Longer than a socket's path may be.
+	data := filepath.Join(dir, strings.Repeat("d", 120))
 	i := upBy(t, exec.Command(program, upArgs(t, data)...), data)
 	ada := i.first()
 	host := ada.hostname()

@@ -19,6 +19,7 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/host/inspect"
+	"handrail.dev/handrail/internal/host/socket"
 	"handrail.dev/handrail/internal/host/warden"
 )
 
@@ -215,7 +216,7 @@ type upgradeAnswer struct {
 func (w *Watch) ServeUpgrades(ctx context.Context, newer Newer) (stop func(), err error) {
 	path := w.place.At("run", "node.sock")
 	_ = os.Remove(path) // the lock of the folder says that nobody listens there
-	l, err := net.Listen("unix", path)
+	l, err := socket.Listen(path)
 	if err == nil {
 		err = os.Chmod(path, 0o600)
 	}
@@ -286,8 +287,7 @@ func mine(c net.Conn) bool {
 // installed now; its sessions go on. It returns the version that runs.
 func AskUpgrade(ctx context.Context, dir string) (version string, err error) {
 	path := Place{Dir: dir}.At("run", "node.sock")
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", path)
+	c, err := socket.Dial(ctx, path)
 	if err != nil {
 		return "", fault.Wrap(fault.NotFound, err, "cannot upgrade: no node runs on %s", dir).WithHint("start it: %s node --data %s", programName(), dir)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/socket"
 )
 
 const (
@@ -213,16 +214,7 @@ type Client struct {
 }
 
 // NewClient returns a client of the warden at that socket.
-func NewClient(path string) *Client { return &Client{path: path, dial: dialUnix} }
-
-func dialUnix(ctx context.Context, path string) (*net.UnixConn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return conn.(*net.UnixConn), nil
-}
+func NewClient(path string) *Client { return &Client{path: path, dial: socket.Dial} }
 
 // Close closes the idle connections.
 func (c *Client) Close() {

@@ -21,6 +21,7 @@ import (
 	"handrail.dev/handrail/internal/host/inspect"
 	"handrail.dev/handrail/internal/host/keeper"
 	"handrail.dev/handrail/internal/host/sandbox"
+	"handrail.dev/handrail/internal/host/socket"
 )
 
 // Config is what a warden needs to know.
@@ -255,11 +256,11 @@ func listen(c Config, from *passed) (*net.UnixListener, error) {
 			l.Close()
 			return nil, fault.New(fault.Invalid, "cannot take over a warden: it left another listener")
 		}
-		u.SetUnlinkOnClose(true)
+		u.SetUnlinkOnClose(u.Addr().String() == c.Socket) // else it is by a way that only its maker had
 		return u, nil
 	}
 	_ = os.Remove(c.Socket) // the lock says that nobody listens there
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.Socket, Net: "unix"})
+	l, err := socket.Listen(c.Socket)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot start the warden")
 	}
