@@ -117,10 +117,8 @@ func (j *judge) take(p passedJudge) error {
 	defer j.mu.Unlock()
 	j.known, j.started, j.brakes, j.frozen, j.thaw = p.Known, p.Started, p.Brakes, p.Frozen, p.Thaw
 	j.lease = lease{p.Lease.Have, p.Lease.Asked, p.Lease.Server, p.Lease.Off}
-	j.epochs.Lock, j.epochs.Policy = p.Epochs.Lock, p.Epochs.Policy
-	for person, epoch := range p.Epochs.Person {
-		j.raise(person, epoch)
-	}
+	j.raiseAll(p.Epochs)
+	clear(j.rises) // they rose before this
 	for id, until := range p.Seen {
 		j.seen[id] = until
 	}

@@ -62,7 +62,7 @@ func newBench(t *testing.T) *bench {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	dir, err := os.MkdirTemp("", "hrw") // short: a socket's path is at most 107 bytes
+	dir, err := os.MkdirTemp("", "hrw")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,6 +124,9 @@ func (b *bench) serverNow() time.Duration { return b.now() - b.zero }
 
 func (b *bench) renew(change func(*wire.LeaseAnswer)) {
 	b.t.Helper()
+	// Taken before the ask, so that on a slow machine no order looks older than
+	// it is.
+	at := b.serverNow()
 	raw, err := b.c.LeaseAsk(b.t.Context())
 	if err != nil {
 		b.t.Fatal(err)
@@ -133,7 +136,7 @@ func (b *bench) renew(change func(*wire.LeaseAnswer)) {
 		b.t.Fatal(err)
 	}
 	size := int64(len(b.leaves))
-	a := wire.LeaseAnswer{V: 1, Node: ask.Node, Nonce: ask.Nonce, ServerTime: testTime + b.serverNow().Microseconds(),
+	a := wire.LeaseAnswer{V: 1, Node: ask.Node, Nonce: ask.Nonce, ServerTime: testTime + at.Microseconds(),
 		Checkpoint: b.checkpoint(size), Consistency: wire.HashList(b.consistency(ask.Size, size))}
 	if change != nil {
 		change(&a)

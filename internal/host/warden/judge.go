@@ -97,6 +97,7 @@ type judge struct {
 	started int64 // server time of the first lease: what was issued before is refused
 	visit   bool  // but for this: its order brought it here, however long the way was
 	epochs  wire.Epochs
+	rises   map[string][]rise        // of epochs, lately
 	seen    map[string]time.Duration // order id → boot time at which it may be forgotten
 	brakes  []string
 	frozen  bool
@@ -117,7 +118,7 @@ type lease struct {
 }
 
 func newJudge(p pinFile, policy hostPolicy, boot func() time.Duration) (*judge, error) {
-	j := &judge{boot: boot, node: p.Node, root: p.RootHash, policy: policy, seen: map[string]time.Duration{}}
+	j := &judge{boot: boot, node: p.Node, root: p.RootHash, policy: policy, seen: map[string]time.Duration{}, rises: map[string][]rise{}}
 	j.epochs.Person = map[string]int64{}
 	j.alone = alone{began: boot(), lost: wire.LeaseLost, revoked: map[uint64]bool{}}
 	if err := j.trust(p.Bundle); err != nil {
@@ -309,20 +310,10 @@ func (j *judge) takeLease(a wire.LeaseAnswer, asked time.Duration) {
 	if !j.lease.have || asked > j.lease.asked {
 		j.lease = lease{have: true, asked: asked, server: a.ServerTime, off: a.Off}
 	}
-	j.epochs.Lock = max(j.epochs.Lock, a.LockEpoch)
-	j.epochs.Policy = max(j.epochs.Policy, a.PolicyEpoch)
-	for p, e := range a.PersonEpochs {
-		j.raise(p, e)
-	}
+	j.raiseAll(wire.Epochs{Lock: a.LockEpoch, Policy: a.PolicyEpoch, Person: a.PersonEpochs})
 	j.learn(a)
 	if j.frozen && asked > j.thaw && !a.Off {
 		j.frozen = false
-	}
-}
-
-func (j *judge) raise(person string, epoch int64) {
-	if _, ok := j.epochs.Person[person]; ok || len(j.epochs.Person) < maxPersons {
-		j.epochs.Person[person] = max(j.epochs.Person[person], epoch)
 	}
 }
 
@@ -425,18 +416,8 @@ func (j *judge) check(p wire.OrderPayload, leaf ledger.Leaf, now time.Duration) 
 	case !j.visit && p.Issued < j.started-int64(skew/time.Microsecond):
 		return 0, refuse(RuleReplay, "cannot accept order %s: it was issued before this warden started", p.Order)
 	}
-	if p.Epochs.Lock < j.epochs.Lock || p.Epochs.Policy < j.epochs.Policy {
-		return 0, refuse(RuleEpoch, "cannot accept order %s: a lock or a policy has overtaken it", p.Order)
-	}
-	if actor := p.Actor(); actor != "" {
-		if _, ok := p.Epochs.Person[actor]; !ok {
-			return 0, refuse(RuleEpoch, "cannot accept order %s: it does not say at which epoch %s stood", p.Order, actor)
-		}
-	}
-	for person, epoch := range p.Epochs.Person {
-		if epoch < j.epochs.Person[person] {
-			return 0, refuse(RuleEpoch, "cannot accept order %s: %s was locked since", p.Order, person)
-		}
+	if err := j.checkEpochs(p, age, now); err != nil {
+		return 0, err
 	}
 	if j.frozen {
 		return 0, refuse(RuleFrozen, "cannot accept order %s: this host is frozen", p.Order)
@@ -494,13 +475,6 @@ func (j *judge) brake(signed []byte) (b wire.Brake, fresh bool, err error) {
 		j.frozen, j.thaw = true, j.boot()
 	}
 	return b, true, nil
-}
-
-// overtaken reports whether a session that started at these epochs must end.
-func (j *judge) overtaken(person string, epoch int64) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return epoch < j.epochs.Person[person]
 }
 
 // snapshot is what must be on disk.
