@@ -75,13 +75,12 @@ func New(d Deps) *cobra.Command {
 		Args:          unknownCommand,
 	}
 	root.Version = t.Version
-	root.SetVersionTemplate("{{.Version}}\n")
 	root.SetIn(t.Stdin)
 	root.SetOut(t.Stdout)
 	root.SetErr(t.Stderr)
 	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetHelpTemplate(helpTemplate)
-	root.SetUsageTemplate(usageTemplate)
+	root.SetHelpFunc(showHelp)
+	root.SetUsageFunc(showUsage)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fault.New(fault.Invalid, "cannot read the flags of %q: %v%s", cmd.CommandPath(), err, nearFlag(cmd, err)).WithHint("%s --help", cmd.CommandPath())
 	})

@@ -1,37 +1,66 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
+	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 )
 
-// The examples come first: most who ask for help want a line to copy.
-const helpTemplate = `{{with .Example}}Examples:
-{{.}}
+// help is written by functions: a template would make the linker keep every
+// method of every type, an eighth of the program.
 
-{{end}}{{with (or .Long .Short)}}{{. | trimTrailingWhitespaces}}
+// showHelp prints the help of a command. The examples come first: most who ask
+// for help want a line to copy.
+func showHelp(c *cobra.Command, _ []string) {
+	w := c.OutOrStdout()
+	if c.Example != "" {
+		fmt.Fprintf(w, "Examples:\n%s\n\n", c.Example)
+	}
+	if about := strings.TrimSpace(cmp.Or(c.Long, c.Short)); about != "" {
+		fmt.Fprintf(w, "%s\n\n", about)
+	}
+	fmt.Fprint(w, c.UsageString())
+}
 
-{{end}}{{.UsageString}}`
+// showUsage prints how a command is called.
+func showUsage(c *cobra.Command) error {
+	w := c.OutOrStderr()
+	line := c.UseLine()
+	if c.HasAvailableSubCommands() {
+		line = c.CommandPath() + " COMMAND"
+	}
+	fmt.Fprintf(w, "Usage:\n  %s", line)
+	if groups := c.Groups(); len(groups) > 0 {
+		for _, g := range groups {
+			showCommands(w, g.Title, c, g.ID)
+		}
+	} else if c.HasAvailableSubCommands() {
+		showCommands(w, "Commands:", c, "")
+	}
+	if c.HasAvailableLocalFlags() {
+		fmt.Fprintf(w, "\n\nFlags:\n%s", strings.TrimRight(c.LocalFlags().FlagUsages(), " \n"))
+	}
+	if c.HasAvailableInheritedFlags() {
+		fmt.Fprintf(w, "\n\nFlags of every command:\n%s", strings.TrimRight(c.InheritedFlags().FlagUsages(), " \n"))
+	}
+	fmt.Fprintln(w)
+	return nil
+}
 
-const usageTemplate = `Usage:{{if .HasAvailableSubCommands}}
-  {{.CommandPath}} COMMAND{{else}}
-  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}{{$cmds := .Commands}}{{if eq (len .Groups) 0}}
-
-Commands:{{range $cmds}}{{if .IsAvailableCommand}}
-  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{else}}{{range $group := .Groups}}
-
-{{.Title}}{{range $cmds}}{{if and (eq .GroupID $group.ID) .IsAvailableCommand}}
-  {{rpad .Name .NamePadding}} {{.Short}}{{end}}{{end}}{{end}}{{end}}{{end}}{{if .HasAvailableLocalFlags}}
-
-Flags:
-{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}{{if .HasAvailableInheritedFlags}}
-
-Flags of every command:
-{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}
-`
+// showCommands lists the verbs of a group, or all where there is none.
+func showCommands(w io.Writer, title string, of *cobra.Command, group string) {
+	fmt.Fprintf(w, "\n\n%s", title)
+	for _, c := range of.Commands() {
+		if c.IsAvailableCommand() && (group == "" || c.GroupID == group) {
+			fmt.Fprintf(w, "\n  %-*s %s", c.NamePadding(), c.Name(), c.Short)
+		}
+	}
+}
 
 func helpCommand(root *cobra.Command) *cobra.Command {
 	return &cobra.Command{
