@@ -29,7 +29,8 @@ must write asks, a second person agrees, and a ledger proves who did what."
 
 put() { install -D -m "$1" "$2" "$tree$3"; }
 
-# tree NAME FORMAT: everything that is installed.
+# tree NAME FORMAT: everything that is installed. Its times are now, which both tools
+# take back to SOURCE_DATE_EPOCH.
 tree() {
 	local name=$1 page dir
 	tree=$work/$2/$name
@@ -80,13 +81,11 @@ deb() {
 	script "$1" postinst 'if [ "$1" = configure ]; then if [ -n "$2" ]; then installed newer; else installed fresh; fi; fi'
 	script "$1" prerm 'if [ "$1" = remove ]; then leaving; fi'
 	script "$1" postrm 'case $1 in remove) gone ;; purge) kept ;; esac'
-	find "$tree" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 	dpkg-deb --root-owner-group --threads-max=1 -Zxz --build "$tree" "$out/$1_${version}_$arch.deb" >/dev/null
 }
 
 rpm() {
 	local top=$work/top
-	find "$tree" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
 	{
 		cat <<-END
 			Name: $1
