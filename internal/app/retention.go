@@ -3,12 +3,14 @@ package app
 import (
 	"context"
 	"maps"
+	"os"
 	"slices"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/when"
+	"handrail.dev/handrail/internal/surface/rpc"
 )
 
 // retention says how long payloads are kept, by action: a table of the
@@ -44,6 +46,25 @@ func (r retention) rules(now time.Time) ([]ledger.PruneRule, error) {
 	return rules, ledger.Pruned{V: 1, Rules: rules}.Check()
 }
 
+// retainLook is one look at what is due.
+type retainLook struct {
+	at     time.Time
+	failed string
+}
+
+// retention is what the configuration says now, for whoever asks.
+func (s *Server) retention(now time.Time) (rpc.Retention, error) {
+	rules, err := s.c.sections.Retention.rules(now)
+	r := rpc.Retention{File: s.c.sections.File, Server: s.id, Rules: rules, Every: retainEvery}
+	if r.Server == "" {
+		r.Server, _ = os.Hostname()
+	}
+	if look := s.retained.Load(); look != nil {
+		r.Looked, r.Failed = look.at, look.failed
+	}
+	return r, err
+}
+
 // retain lets go of payloads whose time is over, until ctx ends.
 func (s *Server) retain(ctx context.Context) error {
 	if len(s.c.sections.Retention) == 0 {
@@ -53,13 +74,17 @@ func (s *Server) retain(ctx context.Context) error {
 	tick := time.NewTicker(retainEvery)
 	defer tick.Stop()
 	for {
-		rules, err := s.c.sections.Retention.rules(time.Now())
+		now := time.Now()
+		rules, err := s.c.sections.Retention.rules(now)
 		if err == nil {
 			_, err = s.store.Prune(ctx, rules)
 		}
+		look := retainLook{at: now}
 		if err != nil && ctx.Err() == nil {
 			s.c.Log.Warn("payloads whose time is over could not be let go", "error", err)
+			look.failed = fault.From(err).Text
 		}
+		s.retained.Store(&look)
 		select {
 		case <-ctx.Done():
 			return nil

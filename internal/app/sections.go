@@ -28,6 +28,7 @@ type sections struct {
 	NATS      *natsSection        `toml:"nats"`
 	Workloads []oidc.Issuer       `toml:"workload"` // whose word on robots is taken
 	Retention retention           `toml:"retention"`
+	File      string              `toml:"-"` // that has them
 	Webhooks  *webhookSection     `toml:"webhooks"`
 
 	Recordings *recordingsSection `toml:"recordings"`
@@ -85,12 +86,13 @@ func readSections() (sections, error) {
 		if !asked && errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
-		return sections{}, err
+		return sections{File: path}, err
 	}
 	s, err := parseSections(text)
 	if err != nil {
 		return s, err
 	}
+	s.File = path
 	if s.OIDC != nil && s.OIDC.SecretFile != "" {
 		s.OIDC.Secret, err = secretFile(path, s.OIDC.SecretFile)
 	}
@@ -161,6 +163,7 @@ type handed struct {
 	NATS       *natsSection        `json:"nats,omitempty"`      // with its credentials
 	Workloads  []oidc.Issuer       `json:"workloads,omitempty"`
 	Retention  retention           `json:"retention,omitempty"`
+	File       string              `json:"file,omitempty"`
 	Recordings *recordingsSection  `json:"recordings,omitempty"` // with its secret
 	Webhooks   *webhookSection     `json:"webhooks,omitempty"`
 	Metrics    *metricsSection     `json:"metrics,omitempty"` // with its token
@@ -170,7 +173,7 @@ const sectionsEnv = "HANDRAIL_SECTIONS"
 
 // hand is what the supervisor puts into the environment of the server.
 func (s sections) hand() (string, error) {
-	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention, Recordings: s.Recordings, Webhooks: s.Webhooks, Metrics: s.Metrics}
+	h := handed{OIDC: s.OIDC, Directory: s.Directory, NATS: s.NATS, Workloads: s.Workloads, Retention: s.Retention, File: s.File, Recordings: s.Recordings, Webhooks: s.Webhooks, Metrics: s.Metrics}
 	if s.OIDC != nil {
 		h.OIDCSecret = string(s.OIDC.Secret.Reveal())
 	}
@@ -189,5 +192,5 @@ func takeSections(text string) (sections, error) {
 	if h.OIDC != nil {
 		h.OIDC.Secret = keyring.NewSecret([]byte(h.OIDCSecret))
 	}
-	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention, Recordings: h.Recordings, Webhooks: h.Webhooks, Metrics: h.Metrics}, nil
+	return sections{OIDC: h.OIDC, Directory: h.Directory, NATS: h.NATS, Workloads: h.Workloads, Retention: h.Retention, File: h.File, Recordings: h.Recordings, Webhooks: h.Webhooks, Metrics: h.Metrics}, nil
 }

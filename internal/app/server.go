@@ -101,6 +101,7 @@ type Server struct {
 	peerConns  *queue // on which other servers speak the API
 	gate       *sshgate.Gate
 	erasures   *erasure.Erasures
+	retained   atomic.Pointer[retainLook]
 	rotations  *rotation.Rotations
 	circle     *witness.Circle
 	witness    *witness.Witness
@@ -327,7 +328,7 @@ func (s *Server) openSurfaces(context.Context) (err error) {
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
 		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Erasures: s.erasures, Rotations: s.rotations, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
-		Vouchers: s.vouchers.Load, Webhooks: s.webhooks, Info: s.info, Now: time.Now, Log: s.c.Log,
+		Vouchers: s.vouchers.Load, Webhooks: s.webhooks, Retention: s.retention, Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
 	api := s.whileCut(s.toHomes(s.peerAPI))
 	pages := web.New(web.Deps{Transport: rpc.InProcess(api), BaseURL: "http://handrail.internal", Demo: s.c.Demo, Log: s.c.Log})

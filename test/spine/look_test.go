@@ -39,6 +39,21 @@ func TestICanLook(t *testing.T) {
 			t.Errorf("a declared secret was read:\n%s", r.out)
 		}
 	})
+	t.Run("words are completed from what runs here", func(t *testing.T) {
+		for _, args := range [][]string{{"ssh", ""}, {"host", "show", host[:1]}, {"ledger", "list", "--host", ""}} {
+			if r := ada.run(append([]string{"__complete"}, args...)...); !strings.Contains(r.out, host+"\t") || strings.Contains(r.err, "rror") {
+				t.Errorf("%q is offered %s%s", args, r.out, r.err)
+			}
+		}
+		if out := ada.ok("__complete", "replay", "s-"); !strings.HasPrefix(out, "s-") {
+			t.Errorf("of sessions is offered: %s", out)
+		}
+	})
+	t.Run("it says that every payload is kept", func(t *testing.T) {
+		if r := ada.run("ledger", "retain"); r.code != 0 || r.out != "" || !strings.Contains(r.err, "[retention]") || !strings.Contains(r.err, "handrail.toml") {
+			t.Errorf("exit %d\n%s%s", r.code, r.out, r.err)
+		}
+	})
 	t.Run("exit status and signals come through", func(t *testing.T) {
 		for range 20 { // fast commands end before their input does
 			if r := ada.run("ssh", host, "--", "echo out; exit 7"); r.code != 7 || r.out != "out\n" {

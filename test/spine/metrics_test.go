@@ -18,11 +18,14 @@ func TestMetricsCountAndNameNobody(t *testing.T) {
 	dir := t.TempDir()
 	config := filepath.Join(dir, "handrail.toml")
 	must(t, os.WriteFile(filepath.Join(dir, "metrics.token"), []byte("planted-token\n"), 0o600))
-	must(t, os.WriteFile(config, []byte("[metrics]\nlisten = \""+at+"\"\ntoken_file = \"metrics.token\"\n"), 0o600))
+	must(t, os.WriteFile(config, []byte("[metrics]\nlisten = \""+at+"\"\ntoken_file = \"metrics.token\"\n[retention]\n\"node.*\" = \"90d\"\n"), 0o600))
 	t.Setenv("HANDRAIL_CONFIG", config)
 	i := up(t, t.TempDir())
 	ada := i.first()
 	ada.add("zacharias", "operator")
+	if r := ada.run("ledger", "retain", "--absolute"); r.code != 0 || !strings.Contains(r.out, "node.*") || !strings.Contains(r.out, "90d") || !strings.Contains(r.err, config) {
+		t.Errorf("what the configuration keeps is shown as %d\n%s%s", r.code, r.out, r.err)
+	}
 	ask := func(token string) (int, string) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+at+"/metrics", nil)
 		must(t, err)

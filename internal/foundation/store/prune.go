@@ -37,6 +37,28 @@ func (s *Store) Prune(ctx context.Context, rules []ledger.PruneRule) (int64, err
 	return p.Count, s.finishPrune(ctx, p)
 }
 
+// Prunable is what Prune would let go of, of one action.
+type Prunable struct {
+	Action string `db:"action"`
+	Count  int64  `db:"n"`
+	Bytes  int64  `db:"bytes"`
+	Oldest int64  `db:"oldest"` // µs
+}
+
+// Prunable counts what Prune would let go of, by action. It changes nothing.
+func (s *Store) Prunable(ctx context.Context, rules []ledger.PruneRule) (all []Prunable, err error) {
+	p := ledger.Pruned{V: 1, Rules: rules, Through: s.Size()}
+	if err := p.Check(); err != nil {
+		return nil, err
+	}
+	where, args := pruned(p)
+	err = s.View(ctx, func(v *View) (err error) {
+		all, err = All[Prunable](v, `SELECT e.action AS action, count(*) AS n, sum(length(p.body)) AS bytes, min(e.at) AS oldest FROM `+where+` GROUP BY e.action ORDER BY e.action`, args...)
+		return err
+	})
+	return all, err
+}
+
 // pruned is what the rules name and is still there.
 func pruned(p ledger.Pruned) (from string, args []any) {
 	args = []any{p.Through}

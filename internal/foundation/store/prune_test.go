@@ -28,10 +28,26 @@ func TestWhatIsPrunedLeavesEveryProof(t *testing.T) {
 		if n, err := s.Prune(t.Context(), []ledger.PruneRule{{Action: "counter.bumped", Before: 1}}); n != 0 || err != nil {
 			t.Errorf("nothing is that old: %d, %v", n, err)
 		}
+		rules := []ledger.PruneRule{{Action: "line.read", Before: later}, {Action: "counter.*", Before: later}, {Action: "counter.bumped", Before: 1}}
+		due, err := s.Prunable(t.Context(), rules)
+		if err != nil || len(due) != 2 || due[0].Action != "counter.bumped" || due[0].Count != 10 || due[1].Action != "line.read" || due[1].Count != 10 {
+			t.Fatalf("due: %+v, %v", due, err)
+		}
+		for _, d := range due {
+			if d.Bytes < 10*32 || d.Oldest > time.Now().UnixMicro() || d.Oldest < time.Now().Add(-time.Hour).UnixMicro() {
+				t.Errorf("of %s: %+v", d.Action, d)
+			}
+		}
+		if _, err := s.Prunable(t.Context(), []ledger.PruneRule{{Action: "ledger.*", Before: later}}); fault.KindOf(err) != fault.Invalid {
+			t.Errorf("what is never pruned is counted: %v", err)
+		}
 		size := s.Size()
 		n, err := s.Prune(t.Context(), []ledger.PruneRule{{Action: "counter.*", Before: later}})
 		if err != nil || n != 10 || s.Size() != size+1 {
 			t.Fatalf("%d payloads, %d entries: %v", n, s.Size()-size, err)
+		}
+		if due, err = s.Prunable(t.Context(), rules); err != nil || len(due) != 1 || due[0].Action != "line.read" {
+			t.Errorf("due after that: %+v, %v", due, err)
 		}
 		mustRecord(t, s, "after", bump("a")) // is of the same kind, and stays
 		rec, err := s.Entries(t.Context(), EntryQuery{Action: "counter.bumped", Oldest: true})

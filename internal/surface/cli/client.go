@@ -40,6 +40,7 @@ type client struct {
 	vouchers  handrailv1connect.VouchersClient
 	witnesses handrailv1connect.WitnessesClient
 	erasures  handrailv1connect.ErasuresClient
+	retention handrailv1connect.RetentionClient
 	keys      handrailv1connect.KeysClient
 	webhooks  handrailv1connect.WebhooksClient
 	directory handrailv1connect.DirectoriesClient
@@ -100,6 +101,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		vouchers:  handrailv1connect.NewVouchersClient(h, base, option),
 		witnesses: handrailv1connect.NewWitnessesClient(h, base, option),
 		erasures:  handrailv1connect.NewErasuresClient(h, base, option),
+		retention: handrailv1connect.NewRetentionClient(h, base, option),
 		keys:      handrailv1connect.NewKeysClient(h, base, option),
 		webhooks:  handrailv1connect.NewWebhooksClient(h, base, option),
 		directory: handrailv1connect.NewDirectoriesClient(h, base, option),

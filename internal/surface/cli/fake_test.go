@@ -64,6 +64,8 @@ type fake struct {
 	asked       map[string]*v1.Grant
 	bootstrap   bool
 	nonce       []byte
+	retention   *v1.ShowRetentionResponse
+	mute        chan struct{} // until it is closed no handshake is answered; nil: all are
 	changed     chan struct{} // closed and replaced at each change
 }
 
@@ -97,12 +99,21 @@ func startFake(t testing.TB) *fake {
 	f.certificate = newCertificate(t, authority, authorityKey)
 	f.server.TLS = &tls.Config{NextProtos: []string{"http/1.1"}, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		f.mu.Lock()
+		mute := f.mute
+		f.mu.Unlock()
+		if mute != nil {
+			<-mute
+		}
+		f.mu.Lock()
 		defer f.mu.Unlock()
 		return &f.certificate, nil
 	}}
 	f.server.StartTLS()
 	f.url, f.address = f.server.URL, strings.TrimPrefix(f.server.URL, "https://")
 	t.Cleanup(func() {
+		if f.mute != nil {
+			close(f.mute)
+		}
 		f.server.CloseClientConnections()
 		f.server.Close()
 	})
@@ -234,6 +245,7 @@ func (f *fake) handler() http.Handler {
 	mux.Handle(handrailv1connect.NewApprovalsHandler(&fakeApprovals{fake: f}, auth))
 	mux.Handle(handrailv1connect.NewSessionsHandler(&fakeSessions{fake: f}, auth))
 	mux.Handle(handrailv1connect.NewLedgerHandler(&fakeLedger{fake: f}, auth))
+	mux.Handle(handrailv1connect.NewRetentionHandler(&fakeRetention{fake: f}, auth))
 	mux.Handle(handrailv1connect.NewPoliciesHandler(&fakePolicies{fake: f}, auth))
 	mux.HandleFunc("/v1/sessions/{id}/attach", f.attach)
 	return mux

@@ -21,7 +21,7 @@ import (
 func (t *tool) ledgerCommand() *cobra.Command {
 	return t.group("ledger", "Read, verify and export the record of who looked at and changed what",
 		"handrail ledger list --person bob  # what bob did\nhandrail ledger verify             # prove that nothing was touched",
-		t.ledgerListCommand(), t.ledgerShowCommand(), t.ledgerVerifyCommand(), t.ledgerProofCommand(), t.ledgerExportCommand(), t.ledgerWitnessCommand(), t.ledgerEraseCommand())
+		t.ledgerListCommand(), t.ledgerShowCommand(), t.ledgerVerifyCommand(), t.ledgerProofCommand(), t.ledgerExportCommand(), t.ledgerWitnessCommand(), t.ledgerRetainCommand(), t.ledgerEraseCommand())
 }
 
 func (t *tool) ledgerListCommand() *cobra.Command {

@@ -173,6 +173,21 @@ var scriptVerbs = map[string]func(ts *testscript.TestScript, neg bool, args []st
 			f.mu.Lock()
 			f.approvals[0].Details[0].Value = "harmless\x1b[2K\rroot \u202eevil"
 			f.mu.Unlock()
+		case "mute": // connections are taken, and nothing is answered
+			f.mu.Lock()
+			f.mute = make(chan struct{})
+			f.mu.Unlock()
+		case "logins": // fake logins N: so many people are logged in
+			f.mu.Lock()
+			n := len(f.logins)
+			f.mu.Unlock()
+			if fmt.Sprint(n) != args[1] {
+				ts.Fatalf("%d logins, want %s", n, args[1])
+			}
+		case "retain":
+			f.mu.Lock()
+			f.retain()
+			f.mu.Unlock()
 		case "gone":
 			f.server.CloseClientConnections()
 			f.server.Close()

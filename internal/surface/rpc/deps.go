@@ -62,6 +62,7 @@ type Deps struct {
 	Rotations  *rotation.Rotations
 	Witnesses  *witness.Circle
 	Webhooks   *webhook.Hooks
+	Retention  func(now time.Time) (Retention, error)
 	WitnessKey string // by which this server cosigns others' ledgers
 	// BeforeExport has the ledger cosigned as far as it goes; it may be nil.
 	BeforeExport func(ctx context.Context)
@@ -109,6 +110,7 @@ func Handler(d *Deps) http.Handler {
 		},
 		func() (string, http.Handler) { return handrailv1connect.NewLedgerHandler(ledgers{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewErasuresHandler(erasures{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewRetentionHandler(retention{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewKeysHandler(keys{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewWitnessesHandler(witnesses{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewPoliciesHandler(policies{d}, options...) },
