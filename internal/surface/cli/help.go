@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	_ "embed" // completion.bash
 	"fmt"
 	"io"
 	"strings"
@@ -91,6 +92,12 @@ func helpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
+// bashAlone makes the script for bash work without the package bash-completion,
+// which servers seldom have.
+//
+//go:embed completion.bash
+var bashAlone string
+
 func (t *tool) completionCommand(root *cobra.Command) *cobra.Command {
 	c := t.command("completion bash|zsh|fish", "Print the completion script of a shell",
 		"source <(handrail completion bash)                                        # this shell, now\nhandrail completion fish > ~/.config/fish/completions/handrail.fish  # every fish shell from now on",
@@ -98,7 +105,11 @@ func (t *tool) completionCommand(root *cobra.Command) *cobra.Command {
 		func(cmd *cobra.Command, args []string) error {
 			switch args[0] {
 			case "bash":
-				return root.GenBashCompletionV2(t.out(), true)
+				if err := root.GenBashCompletionV2(t.out(), true); err != nil {
+					return err
+				}
+				_, err := io.WriteString(t.out(), bashAlone)
+				return err
 			case "zsh":
 				return root.GenZshCompletion(t.out())
 			case "fish":
