@@ -324,7 +324,8 @@ async function search(page, check, audit) {
     for (const [field, value] of Object.entries({ words, ...fields })) await page.locator(`main input[name=${field}]`).fill(value);
     await page.keyboard.press("Enter");
     await page.getByText(seen).first().waitFor();
-    await overall(name);
+    await audit(page, name);
+    await shot(page, "flow-" + name);
   }
 }
 
