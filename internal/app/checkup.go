@@ -41,15 +41,14 @@ type checkup struct {
 	now     time.Time
 	running bool // a server answers on this data folder
 	files   uint64
-	disk    func(path string) (free, all uint64, err error)
+	disk    func(path string) (free uint64, err error)
 }
 
 // The bounds of the checks.
 const (
-	leastFiles   = 4096
-	leastFree    = 1 << 30
-	leastPercent = 5
-	certSoon     = 21 * 24 * time.Hour
+	leastFiles = 4096
+	leastFree  = 1 << 30
+	certSoon   = 21 * 24 * time.Hour
 )
 
 // localChecks are those that need no server, in the order in which they are shown.
@@ -74,10 +73,10 @@ func newCheckup(ctx context.Context, data string) (*checkup, error) {
 	return c, nil
 }
 
-func freeSpace(path string) (free, all uint64, err error) {
+func freeSpace(path string) (free uint64, err error) {
 	var s syscall.Statfs_t
 	err = syscall.Statfs(path, &s)
-	return s.Bavail * uint64(s.Bsize), s.Blocks * uint64(s.Bsize), err
+	return s.Bavail * uint64(s.Bsize), err
 }
 
 func (c *checkup) run() (all []finding) {
@@ -146,11 +145,11 @@ func (c *checkup) configOpen() []finding {
 }
 
 func (c *checkup) diskFull() []finding {
-	free, all, err := c.disk(c.data)
-	if err != nil || all == 0 || free >= leastFree && free*100/all >= leastPercent {
+	free, err := c.disk(c.data)
+	if err != nil || free >= leastFree {
 		return nil
 	}
-	return one(finding{ID: "disk-full", Group: "data", Bad: true,
+	return one(finding{ID: "disk-full", Group: "machine", Bad: true,
 		What: fmt.Sprintf("%d MiB are free for %s: without room for its recording no session opens", free>>20, c.data),
 		Fix:  "df -h " + c.data + "   # make room, move the folder, or shorten [retention]"})
 }

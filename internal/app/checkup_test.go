@@ -26,7 +26,8 @@ func sound(t *testing.T) *checkup {
 		t.Fatal(err)
 	}
 	config := filepath.Join(t.TempDir(), "handrail.toml")
-	c := &checkup{data: data, config: config, set: map[string]setting{}, now: time.Now(), files: 1 << 16, disk: freeSpace,
+	c := &checkup{data: data, config: config, set: map[string]setting{}, now: time.Now(), files: 1 << 16,
+		disk:  func(string) (uint64, error) { return 8 << 30, nil },
 		probe: sandbox.Report{Mode: sandbox.RootMode, Floor: sandbox.Full, Landlock: 4, Cgroup: "v2"}}
 	c.give("database", "postgres://handrail:planted@db.example.org/handrail?sslmode=verify-full")
 	c.write(t, 0o600)
@@ -100,7 +101,7 @@ func TestEachMisconfigurationIsFoundWithItsNextCommand(t *testing.T) {
 		}},
 		{"config-open", true, func(t *testing.T, c *checkup) { c.write(t, 0o644) }},
 		{"disk-full", true, func(_ *testing.T, c *checkup) {
-			c.disk = func(string) (uint64, uint64, error) { return 200 << 20, 100 << 30, nil } // what statfs says of a full one
+			c.disk = func(string) (uint64, error) { return 200 << 20, nil } // what statfs says of a full one
 		}},
 		{"few-files", false, func(_ *testing.T, c *checkup) { c.files = 1024 }},
 		{"sandbox-floor", false, func(_ *testing.T, c *checkup) { c.probe.Floor = sandbox.Reduced }},
