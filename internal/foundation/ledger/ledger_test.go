@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"crypto/ed25519"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -321,6 +322,21 @@ func TestAProofVerifiesAndNothingInItCanBeChanged(t *testing.T) {
 		f(&q)
 		if q.Verify(v, "log.example") == nil {
 			t.Errorf("verifies with another %s", name)
+		}
+	}
+}
+
+func TestNothingFollowsTheExtraOfAProof(t *testing.T) {
+	s, _, _ := testKey(t, "log.example", 1)
+	lines := strings.SplitN(string(makeProof(t, s).Text()), "\n", 3)
+	extra, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(lines[1], "extra "))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tail := range []string{"}", "]", "{}", "1", `"`} {
+		text := lines[0] + "\nextra " + base64.StdEncoding.EncodeToString(append(bytes.Clone(extra), tail...)) + "\n" + lines[2]
+		if _, err := ParseProof([]byte(text)); err == nil {
+			t.Errorf("%q may follow", tail)
 		}
 	}
 }
