@@ -120,7 +120,7 @@ func (k *keys) find(d secureDir, list []os.DirEntry, kind, base string, now time
 		}
 		seen = true
 		switch {
-		case k.inForce(kind, f.public):
+		case slices.Contains(k.bundle.Keys(kind), f.public):
 			current = f
 		case !k.counts(kind, f.public, now):
 		case strings.HasSuffix(name, suffixHop):
@@ -168,21 +168,6 @@ func (k *keys) use(kind string, current, former, hop *keyFile) {
 		}
 	case ledger.KeySSHHost:
 		k.sshHost = acts.ssh
-	}
-}
-
-func (k *keys) inForce(kind, public string) bool {
-	switch b := k.bundle; kind {
-	case ledger.KeyLog:
-		return public == b.LogKey
-	case ledger.KeyOrder:
-		return public == base64.StdEncoding.EncodeToString(b.OrderKey)
-	case ledger.KeyCA:
-		return slices.ContainsFunc(b.CA, func(der []byte) bool { return base64.StdEncoding.EncodeToString(der) == public })
-	case ledger.KeySSHUser:
-		return slices.Contains(b.SSHUserCA, public)
-	default:
-		return slices.Contains(b.SSHHostCA, public)
 	}
 }
 

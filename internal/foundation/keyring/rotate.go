@@ -77,7 +77,7 @@ func (r *Ring) Propose(kinds []string, until time.Time) (Proposal, error) {
 		if slices.Contains(kinds[slices.Index(kinds, kind)+1:], kind) {
 			return Proposal{}, fault.New(fault.Invalid, "cannot rotate keys: %s is named twice", kind)
 		}
-		for _, public := range inForce(now, kind) {
+		for _, public := range now.Keys(kind) {
 			next.Former = append(next.Former, ledger.Former{Kind: kind, Until: until.Unix(), Key: public})
 		}
 		public, err := makeNext(files, kind, rotating[at].file, r.origin)
@@ -100,26 +100,6 @@ func (r *Ring) Propose(kinds []string, until time.Time) (Proposal, error) {
 		return Proposal{}, err
 	}
 	return Proposal{Text: text, Sealed: seal(aead, plain, rotationContext(text))}, nil
-}
-
-// inForce are the keys of a kind that a bundle names.
-func inForce(b ledger.Bundle, kind string) []string {
-	switch kind {
-	case ledger.KeyLog:
-		return []string{b.LogKey}
-	case ledger.KeyOrder:
-		return []string{base64.StdEncoding.EncodeToString(b.OrderKey)}
-	case ledger.KeyCA:
-		var list []string
-		for _, der := range b.CA {
-			list = append(list, base64.StdEncoding.EncodeToString(der))
-		}
-		return list
-	case ledger.KeySSHUser:
-		return b.SSHUserCA
-	default:
-		return b.SSHHostCA
-	}
 }
 
 // makeNext makes one key, in files named after its public half, and returns

@@ -30,6 +30,26 @@ type Bundle struct {
 	Former    []Former // keys that were replaced, oldest first
 }
 
+// Keys are the keys of a kind that the bundle names, as text.
+func (b Bundle) Keys(kind string) []string {
+	switch kind {
+	case KeyLog:
+		return []string{b.LogKey}
+	case KeyOrder:
+		return []string{base64.StdEncoding.EncodeToString(b.OrderKey)}
+	case KeyCA:
+		var list []string
+		for _, der := range b.CA {
+			list = append(list, base64.StdEncoding.EncodeToString(der))
+		}
+		return list
+	case KeySSHUser:
+		return slices.Clone(b.SSHUserCA)
+	default:
+		return slices.Clone(b.SSHHostCA)
+	}
+}
+
 // Bounds of a bundle.
 const (
 	MaxBundle     = 256 << 10

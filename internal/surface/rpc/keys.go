@@ -17,7 +17,7 @@ func (s keys) List(ctx context.Context, _ *handrailv1.ListKeysRequest) (*handrai
 	b, _ := s.d.Ring.Bundle()
 	out := &handrailv1.ListKeysResponse{Bundle: b.Version, HandingOver: s.d.Ring.Rotating()}
 	for _, kind := range keyring.Kinds() {
-		for _, public := range rotation.InForce(b, kind) {
+		for _, public := range b.Keys(kind) {
 			out.Keys = append(out.Keys, keyOut(kind, public, "in force", 0))
 		}
 	}
@@ -37,7 +37,7 @@ func (s keys) List(ctx context.Context, _ *handrailv1.ListKeysRequest) (*handrai
 		return nil, err
 	}
 	for _, kind := range strings.Fields(open.Kinds) {
-		for _, public := range rotation.InForce(next, kind) {
+		for _, public := range next.Keys(kind) {
 			out.Keys = append(out.Keys, keyOut(kind, public, "proposed", 0))
 		}
 	}
