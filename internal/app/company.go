@@ -61,8 +61,7 @@ func (s *Server) askDirectory(tx *store.Tx, request []byte) (string, []ledger.En
 	if err != nil {
 		return "", nil, err
 	}
-	r := engine.Approval(roster.KindDirectoryChange)
-	rule := approval.Rule{Needed: r.Needed, Groups: r.Groups, DifferentGroups: r.DifferentGroups, Passkey: r.Passkey, Lapse: time.Duration(r.Lapse)}
+	rule := approval.RuleOf(engine.Approval(roster.KindDirectoryChange))
 	return roster.AskDirectory(tx, s.approvals, rule, request)
 }
 

@@ -321,17 +321,13 @@ func (x *Access) openTx(tx *store.Tx, by identity.Principal, ask Ask, stale []ta
 // ruleTx is who must agree. A break-glass runs already: its ratification does
 // not wait for more people than policy says.
 func (x *Access) ruleTx(tx *store.Tx, r policy.ApprovalRule, glass bool) (approval.Rule, error) {
-	rule := ruleOf(r)
+	rule := approval.RuleOf(r)
 	if glass || x.d.MoreApprovers == nil {
 		return rule, nil
 	}
 	more, err := x.d.MoreApprovers(tx, tx.Now())
 	rule.Needed += more
 	return rule, err
-}
-
-func ruleOf(r policy.ApprovalRule) approval.Rule {
-	return approval.Rule{Needed: r.Needed, Groups: r.Groups, DifferentGroups: r.DifferentGroups, Passkey: r.Passkey, Lapse: time.Duration(r.Lapse)}
 }
 
 // again answers a call whose request id is known: the same grant. It also takes

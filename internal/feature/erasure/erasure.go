@@ -14,7 +14,6 @@
 package erasure
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -132,10 +131,7 @@ func (e *Erasures) Ask(ctx context.Context, by identity.Principal, person, groun
 		if err != nil {
 			return nil, err
 		}
-		p := engine.Approval(KindErase)
-		a, entries, err := e.d.Approvals.RequestTx(tx, by, KindErase, raw, approval.Rule{
-			Needed: p.Needed, Groups: p.Groups, DifferentGroups: p.DifferentGroups, Passkey: p.Passkey, Lapse: time.Duration(p.Lapse),
-		})
+		a, entries, err := e.d.Approvals.RequestTx(tx, by, KindErase, raw, approval.RuleOf(engine.Approval(KindErase)))
 		approvalID = a.ID
 		return entries, err
 	}}, nil)
@@ -180,18 +176,9 @@ type kind struct{ of func() *Erasures }
 
 func (kind) Name() string { return KindErase }
 
-func parse(raw []byte) (request, error) {
-	var r request
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	err := d.Decode(&r)
-	if again, merr := json.Marshal(r); err == nil && (merr != nil || !bytes.Equal(again, raw)) {
-		err = fault.New(fault.Invalid, "it is not in its one form")
-	}
-	if err != nil {
-		return r, fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", KindErase)
-	}
-	return r, nil
+func parse(raw []byte) (r request, err error) {
+	err = approval.Read(KindErase, raw, &r)
+	return r, err
 }
 
 // Describe says what cannot be undone.

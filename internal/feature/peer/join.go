@@ -191,9 +191,7 @@ func (p *Peers) askTx(tx *store.Tx, row *Server, q Question) ([]ledger.Entry, er
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot ask for approval")
 	}
-	r := engine.Approval(KindJoin)
-	a, entries, err := p.d.Approvals.RequestTx(tx, inviter.Principal(), KindJoin, request, approval.Rule{
-		Needed: r.Needed, Groups: r.Groups, DifferentGroups: r.DifferentGroups, Passkey: r.Passkey, Lapse: time.Duration(r.Lapse)})
+	a, entries, err := p.d.Approvals.RequestTx(tx, inviter.Principal(), KindJoin, request, approval.RuleOf(engine.Approval(KindJoin)))
 	if err != nil {
 		return nil, err
 	}
@@ -232,16 +230,10 @@ type joinKind struct{}
 func (joinKind) Name() string { return KindJoin }
 
 func parseJoin(request []byte) (q joinRequest, err error) {
-	if err = json.Unmarshal(request, &q); err == nil {
-		again, merr := json.Marshal(q)
-		if merr != nil || string(again) != string(request) || q.V != 1 {
-			err = fmt.Errorf("it is not in its one form")
-		}
+	if err = approval.Read(KindJoin, request, &q); err == nil && q.V != 1 {
+		err = fault.New(fault.Invalid, "cannot read the request of kind %s: version %d", KindJoin, q.V)
 	}
-	if err != nil {
-		return q, fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", KindJoin)
-	}
-	return q, nil
+	return q, err
 }
 
 func (joinKind) Describe(_ store.Queryer, request []byte) (approval.Description, error) {

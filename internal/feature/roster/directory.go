@@ -27,9 +27,7 @@ type directoryKind struct{ people *identity.People }
 func (k directoryKind) Name() string { return KindDirectoryChange }
 
 func heldOf(request []byte) (h directory.Held, err error) {
-	if err = oneForm(request, &h); err != nil {
-		err = fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", KindDirectoryChange)
-	}
+	err = approval.Read(KindDirectoryChange, request, &h)
 	return h, err
 }
 

@@ -1,10 +1,8 @@
 package roster
 
 import (
-	"bytes"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -120,27 +118,10 @@ func (k kind[Q]) Name() string { return k.name }
 
 func (k kind[Q]) parse(signed []byte) (request []byte, q Q, err error) {
 	var a asked
-	if err = oneForm(signed, &a); err == nil {
-		err = oneForm(a.Request, &q)
+	if err = approval.Read(k.name, signed, &a); err == nil {
+		err = approval.Read(k.name, a.Request, &q)
 	}
-	if err != nil {
-		return nil, q, fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", k.name)
-	}
-	return a.Request, q, nil
-}
-
-// oneForm reads JSON that has one form only: what people sign cannot say one
-// thing to a reader and another to a parser.
-func oneForm(text []byte, into any) error {
-	d := json.NewDecoder(bytes.NewReader(text))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return err
-	}
-	if again, err := json.Marshal(into); err != nil || !bytes.Equal(again, text) {
-		return errors.New("it is not in its one form")
-	}
-	return nil
+	return a.Request, q, err
 }
 
 func (k kind[Q]) Describe(q store.Queryer, request []byte) (approval.Description, error) {

@@ -193,7 +193,7 @@ func (r *Roster) do(ctx context.Context, by identity.Principal, c change) (appro
 		if err != nil {
 			return nil, err
 		}
-		rule := ruleOf(engine.Approval(c.kind))
+		rule := approval.RuleOf(engine.Approval(c.kind))
 		if c.second != nil && c.second(rule.Groups) {
 			if alone, err := r.alone(tx, by, rule); err != nil {
 				return nil, err
@@ -268,8 +268,4 @@ func (r *Roster) alreadyAsked(q store.Queryer, by identity.Principal, kind strin
 		}
 	}
 	return nil
-}
-
-func ruleOf(p policy.ApprovalRule) approval.Rule {
-	return approval.Rule{Needed: p.Needed, Groups: p.Groups, DifferentGroups: p.DifferentGroups, Passkey: p.Passkey, Lapse: time.Duration(p.Lapse)}
 }

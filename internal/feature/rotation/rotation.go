@@ -20,13 +20,11 @@
 package rotation
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -223,10 +221,7 @@ func (r *Rotations) askTx(tx *store.Tx, by identity.Principal, row *Rotation, ki
 	if err := row.insert(tx); err != nil {
 		return nil, err
 	}
-	p := engine.Approval(KindRotate)
-	a, entries, err := r.d.Approvals.RequestTx(tx, by, KindRotate, raw, approval.Rule{
-		Needed: max(p.Needed, 1), Groups: p.Groups, DifferentGroups: p.DifferentGroups, Passkey: p.Passkey, Lapse: time.Duration(p.Lapse),
-	})
+	a, entries, err := r.d.Approvals.RequestTx(tx, by, KindRotate, raw, approval.RuleOf(engine.Approval(KindRotate)))
 	if err != nil {
 		return nil, err
 	}
@@ -355,16 +350,10 @@ type kind struct{}
 func (kind) Name() string { return KindRotate }
 
 func parse(raw []byte) (q request, err error) {
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	err = d.Decode(&q)
-	if again, merr := json.Marshal(q); err == nil && (merr != nil || !bytes.Equal(again, raw) || q.V != 1) {
-		err = fault.New(fault.Invalid, "it is not in its one form")
+	if err = approval.Read(KindRotate, raw, &q); err == nil && q.V != 1 {
+		err = fault.New(fault.Invalid, "cannot read the request of kind %s: version %d", KindRotate, q.V)
 	}
-	if err != nil {
-		return q, fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", KindRotate)
-	}
-	return q, nil
+	return q, err
 }
 
 // Describe shows which keys would count.
@@ -391,7 +380,7 @@ func (kind) Describe(q store.Queryer, raw []byte) (approval.Description, error) 
 		CannotContain: []string{"hosts that are away until the old authority ends join again", "whoever holds old keys can use them until then"},
 	}
 	for _, k := range want.Kinds {
-		for _, key := range InForce(b, k) {
+		for _, key := range b.Keys(k) {
 			out.Details = append(out.Details, approval.Detail{Name: k, Value: Fingerprint(key)})
 		}
 	}
@@ -426,26 +415,6 @@ func (kind) Ended(tx *store.Tx, a approval.Approval, state approval.State) ([]le
 		return nil, err
 	}
 	return dropTx(tx, &row, a.Requester, string(state))
-}
-
-// InForce are the keys of a kind that a bundle names, as text.
-func InForce(b ledger.Bundle, kind string) []string {
-	switch kind {
-	case ledger.KeyLog:
-		return []string{b.LogKey}
-	case ledger.KeyOrder:
-		return []string{base64.StdEncoding.EncodeToString(b.OrderKey)}
-	case ledger.KeyCA:
-		var list []string
-		for _, der := range b.CA {
-			list = append(list, base64.StdEncoding.EncodeToString(der))
-		}
-		return list
-	case ledger.KeySSHUser:
-		return slices.Clone(b.SSHUserCA)
-	default:
-		return slices.Clone(b.SSHHostCA)
-	}
 }
 
 // Fingerprint is how people compare a key.

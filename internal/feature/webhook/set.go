@@ -1,13 +1,11 @@
 package webhook
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
 	"slices"
 	"strings"
-	"time"
 
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/doorway"
@@ -169,10 +167,7 @@ func (x *Hooks) Add(ctx context.Context, by identity.Principal, w Wanted) (Added
 		if err != nil {
 			return nil, err
 		}
-		p := engine.Approval(KindAdd)
-		a, entries, err := x.d.Approvals.RequestTx(tx, by, KindAdd, raw, approval.Rule{
-			Needed: p.Needed, Groups: p.Groups, DifferentGroups: p.DifferentGroups, Passkey: p.Passkey, Lapse: time.Duration(p.Lapse),
-		})
+		a, entries, err := x.d.Approvals.RequestTx(tx, by, KindAdd, raw, approval.RuleOf(engine.Approval(KindAdd)))
 		out.Approval = a.ID
 		return append([]ledger.Entry{asked}, entries...), err
 	}}, nil)
@@ -326,20 +321,11 @@ func (addKind) Name() string { return KindAdd }
 
 func parse(raw []byte) (request, error) {
 	var r request
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	err := d.Decode(&r)
-	if again, merr := json.Marshal(r); err == nil && (merr != nil || !bytes.Equal(again, raw)) {
-		err = fault.New(fault.Invalid, "it is not in its one form")
+	if err := approval.Read(KindAdd, raw, &r); err != nil {
+		return r, err
 	}
-	if err == nil {
-		w := r.wanted()
-		err = w.check()
-	}
-	if err != nil {
-		return r, fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", KindAdd)
-	}
-	return r, nil
+	w := r.wanted()
+	return r, w.check()
 }
 
 // Describe says what leaves, and where to.

@@ -1,12 +1,10 @@
 package witness
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"time"
 
 	"golang.org/x/mod/sumdb/note"
 
@@ -150,10 +148,7 @@ func (c *Circle) Set(ctx context.Context, by identity.Principal, base int64, tex
 		if err != nil {
 			return nil, err
 		}
-		p := engine.Approval(KindSet)
-		a, entries, err := c.d.Approvals.RequestTx(tx, by, KindSet, raw, approval.Rule{
-			Needed: p.Needed, Groups: p.Groups, DifferentGroups: p.DifferentGroups, Passkey: p.Passkey, Lapse: time.Duration(p.Lapse),
-		})
+		a, entries, err := c.d.Approvals.RequestTx(tx, by, KindSet, raw, approval.RuleOf(engine.Approval(KindSet)))
 		approvalID = a.ID
 		return entries, err
 	}}, nil)
@@ -175,14 +170,8 @@ func (setKind) Name() string { return KindSet }
 
 func parseRequest(raw []byte) (request, ledger.WitnessPolicy, error) {
 	var r request
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	err := d.Decode(&r)
-	if again, merr := json.Marshal(r); err == nil && (merr != nil || !bytes.Equal(again, raw)) {
-		err = fault.New(fault.Invalid, "it is not in its one form")
-	}
-	if err != nil {
-		return r, ledger.WitnessPolicy{}, fault.Wrap(fault.Invalid, err, "cannot read the request of kind %s", KindSet)
+	if err := approval.Read(KindSet, raw, &r); err != nil {
+		return r, ledger.WitnessPolicy{}, err
 	}
 	p, err := ledger.ParseWitnessPolicy([]byte(r.Text))
 	return r, p, err
