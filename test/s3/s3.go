@@ -10,16 +10,14 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"math/big"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
+	"handrail.dev/handrail/test/daemon"
 	"handrail.dev/handrail/test/port"
 )
 
@@ -32,13 +30,12 @@ const (
 
 // Server is a running server.
 type Server struct {
-	t       testing.TB
-	Dir     string // holds the buckets as folders, objects as files
-	URL     string
-	CA      string // PEM, if it speaks TLS
-	args    []string
-	process *os.Process
-	ended   chan struct{}
+	t      testing.TB
+	Dir    string // holds the buckets as folders, objects as files
+	URL    string
+	CA     string // PEM, if it speaks TLS
+	args   []string
+	daemon *daemon.Daemon
 }
 
 // program finds the server, which test/need.sh installs.
@@ -91,46 +88,13 @@ func (s *Server) Again() {
 	s.t.Helper()
 	cmd := exec.Command(program(), s.args...)
 	cmd.Env = append(os.Environ(), "ROOT_ACCESS_KEY="+Access, "ROOT_SECRET_KEY="+Secret)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started, ended := make(chan error), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // the server dies with the thread that started it; this one stays
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-		}
-		close(ended)
-	}()
-	if err := <-started; err != nil {
-		s.t.Fatal(err)
-	}
-	s.process, s.ended = cmd.Process, ended
 	_, address, _ := strings.Cut(s.URL, "://")
-	for deadline := time.Now().Add(time.Minute); ; {
-		c, err := net.DialTimeout("tcp", address, time.Second)
-		if err == nil {
-			c.Close()
-			return
-		}
-		select {
-		case <-ended:
-			s.t.Fatal("the S3 server ended at once")
-		case <-time.After(20 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("the S3 server does not answer: %v", err)
-		}
-	}
+	s.daemon = daemon.Start(s.t, cmd, address)
 }
 
 // Stop kills the server; what it holds stays.
 func (s *Server) Stop() {
-	if s.process != nil {
-		_ = s.process.Kill()
-		<-s.ended
-		s.process = nil
-	}
+	s.daemon.Stop()
 }
 
 func (s *Server) certificate(dir string) {

@@ -3,7 +3,6 @@
 package slapd
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -16,14 +15,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
 
+	"handrail.dev/handrail/test/daemon"
 	"handrail.dev/handrail/test/port"
 )
 
@@ -52,8 +50,7 @@ type Server struct {
 	o       Options
 	address string
 	CA      []byte // PEM, with TLS
-	process *os.Process
-	ended   chan struct{}
+	daemon  *daemon.Daemon
 }
 
 // Start starts a server, or skips the test where there is none.
@@ -136,48 +133,12 @@ func (s *Server) Again() {
 		url += " ldaps://" + s.tlsAddress()
 	}
 	cmd := exec.Command("/usr/sbin/slapd", "-h", url, "-f", filepath.Join(s.dir, "slapd.conf"), "-d", "0")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started, ended := make(chan error), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // the server dies with the thread that started it; this one stays
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait()
-		}
-		close(ended)
-	}()
-	if err := <-started; err != nil {
-		s.t.Fatal(err)
-	}
-	s.process, s.ended = cmd.Process, ended
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if c, err := net.Dial("tcp", s.address); err == nil {
-			c.Close()
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-s.ended:
-			s.t.Fatal("slapd ended as it started")
-		case <-ctx.Done():
-			s.t.Fatal("slapd does not open its port")
-		}
-	}
+	s.daemon = daemon.Start(s.t, cmd, s.address)
 }
 
 // Stop kills the server.
 func (s *Server) Stop() {
-	if s.process == nil {
-		return
-	}
-	_ = s.process.Kill()
-	<-s.ended
-	s.process = nil
+	s.daemon.Stop()
 }
 
 // URL is ldap://ADDRESS.

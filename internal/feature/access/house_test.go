@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/mod/sumdb/note"
 
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/foundation/approval"
@@ -26,14 +25,8 @@ import (
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/test/postgres"
+	"handrail.dev/handrail/test/shelf"
 )
-
-// plainKeys seals nothing: what is tested here is not secrecy.
-type plainKeys struct{}
-
-func (plainKeys) Seal(_ string, plain, _ []byte) ([]byte, error)  { return plain, nil }
-func (plainKeys) Open(_ string, sealed, _ []byte) ([]byte, error) { return sealed, nil }
-func (plainKeys) Destroy(string) error                            { return nil }
 
 // sessions remembers which grants' sessions were ended, and why.
 type sessions struct {
@@ -65,8 +58,7 @@ func (s *sessions) why(grant string) string {
 // house is an installation with hosts, people and their device keys.
 type house struct {
 	t         *testing.T
-	dir       string
-	dsn       string
+	config    store.Config
 	store     *store.Store
 	people    *identity.People
 	hosts     *target.Hosts
@@ -76,8 +68,6 @@ type house struct {
 	sessions  *sessions
 	more      int // approvers beyond what policy says
 	keys      map[string]ssh.Signer
-	signer    note.Signer
-	verifier  note.Verifier
 }
 
 func fatal(t *testing.T, err error) {
@@ -91,7 +81,7 @@ func fatal(t *testing.T, err error) {
 // replaced in its settings.
 func build(t *testing.T, replace ...string) *house {
 	t.Helper()
-	return buildOn(t, os.Getenv("HANDRAIL_TEST_DSN"), replace...) // an empty PostgreSQL database, for one test at a time
+	return buildOn(t, "", replace...)
 }
 
 // cluster is set once, before any test runs.
@@ -114,13 +104,15 @@ func onBoth(t *testing.T, test func(t *testing.T, dsn string)) {
 // buildOn is build on a database; "" is SQLite.
 func buildOn(t *testing.T, dsn string, replace ...string) *house {
 	t.Helper()
-	private, public, err := note.GenerateKey(rand.Reader, "test.example")
-	fatal(t, err)
-	h := &house{t: t, dsn: dsn, dir: t.TempDir(), keys: map[string]ssh.Signer{}}
-	h.signer, err = note.NewSigner(private)
-	fatal(t, err)
-	h.verifier, err = note.NewVerifier(public)
-	fatal(t, err)
+	h := &house{t: t, keys: map[string]ssh.Signer{}}
+	h.config = shelf.Config(t, slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema()))
+	if dsn != "" {
+		h.config.DSN = dsn
+	}
+	h.config.Unspool = func(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
+		entries, _, err := h.access.Unspool(tx, e)
+		return entries, err
+	}
 	h.start()
 	t.Cleanup(func() { _ = h.store.Close() })
 	set := policy.Default()
@@ -144,19 +136,7 @@ func buildOn(t *testing.T, dsn string, replace ...string) *house {
 // restart.
 func (h *house) start() {
 	h.t.Helper()
-	migrations := slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema())
-	dsn := h.dsn
-	if dsn == "" {
-		dsn = "sqlite:" + h.dir
-	}
-	s, err := store.Open(h.t.Context(), store.Config{
-		DSN: dsn, Spool: h.dir, Origin: "test.example", Signer: h.signer, Verifier: h.verifier, Seals: plainKeys{},
-		Bootstrap: func() bool { return false }, Migrations: migrations,
-		Unspool: func(tx *store.Tx, e ledger.Entry) ([]ledger.Entry, error) {
-			entries, _, err := h.access.Unspool(tx, e)
-			return entries, err
-		},
-	})
+	s, err := store.Open(h.t.Context(), h.config)
 	fatal(h.t, err)
 	h.store, h.people, h.hosts, h.policy = s, identity.New(identity.Deps{Store: s}), target.NewHosts(s), policy.NewForce(s)
 	h.approvals = approval.New(approval.Deps{Store: s, People: h.people, Kinds: access.Kinds(h.hosts)})

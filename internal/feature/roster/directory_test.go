@@ -12,15 +12,16 @@ import (
 	"handrail.dev/handrail/internal/foundation/directory"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/test/house"
 )
 
 // waits is a change of the directory that waits, and the request for it.
-func (h *house) waits(what, digest string, lines ...string) string {
+func (h *home) waits(what, digest string, lines ...string) string {
 	h.t.Helper()
 	request, err := json.Marshal(directory.Held{V: 1, What: what, Count: len(lines), Of: 100, Digest: digest, Lines: lines})
-	must(h.t, err)
+	house.Must(h.t, err)
 	var id string
-	must(h.t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	house.Must(h.t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		rule := approval.Rule{Needed: 1, Groups: []string{"admin"}, Lapse: time.Hour}
 		asked, entries, err := roster.AskDirectory(tx, h.approvals, rule, request)
 		if err != nil {
@@ -33,9 +34,9 @@ func (h *house) waits(what, digest string, lines ...string) string {
 	return id
 }
 
-func (h *house) heldState(what string) (state string) {
+func (h *home) heldState(what string) (state string) {
 	h.t.Helper()
-	must(h.t, h.store.View(h.t.Context(), func(v *store.View) (err error) {
+	house.Must(h.t, h.Store.View(h.t.Context(), func(v *store.View) (err error) {
 		state, err = store.One[string](v, `SELECT state FROM directory_held WHERE what = $1`, what)
 		return err
 	}))
@@ -48,7 +49,7 @@ func TestAChangeOfTheDirectoryWaitsForAPerson(t *testing.T) {
 	h, ada, bob := moved(t)
 	id := h.waits(directory.HeldLosses, strings.Repeat("a", 64), "leave "+bob.ID)
 	var shown approval.Shown
-	must(t, h.store.View(t.Context(), func(v *store.View) error {
+	house.Must(t, h.Store.View(t.Context(), func(v *store.View) error {
 		a, err := h.approvals.GetTx(v, id)
 		if err != nil {
 			return err
@@ -59,24 +60,24 @@ func TestAChangeOfTheDirectoryWaitsForAPerson(t *testing.T) {
 	if text := fmt.Sprint(shown.Description); shown.MayNot != nil || !strings.Contains(text, "bob") || !strings.Contains(text, "1 of 100") {
 		t.Errorf("ada sees %v, %v", text, shown.MayNot)
 	}
-	must(t, h.approve(ada, id))
+	house.Must(t, h.approve(ada, id))
 	if got := h.heldState(directory.HeldLosses); got != "agreed" {
 		t.Errorf("it is %s", got)
 	}
 	// What waits has become something else meanwhile: nobody agreed to that.
 	id = h.waits(directory.HeldGains, strings.Repeat("b", 64), "gain "+bob.ID+" admin")
-	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	house.Must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		_, err := tx.Exec(`UPDATE directory_held SET digest = $1 WHERE what = $2`, strings.Repeat("c", 64), directory.HeldGains)
 		return []ledger.Entry{{Action: directory.Waits}}, err
 	}))
 	if err := h.approve(ada, id); err == nil {
 		t.Error("another change was agreed to")
 	}
-	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	house.Must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		_, err := tx.Exec(`UPDATE directory_held SET digest = $1 WHERE what = $2`, strings.Repeat("b", 64), directory.HeldGains)
 		return []ledger.Entry{{Action: directory.Waits}}, err
 	}))
-	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	house.Must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		_, entries, err := h.approvals.DenyTx(tx, ada.Principal, id, "who are these?")
 		return entries, err
 	}))

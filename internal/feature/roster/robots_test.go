@@ -15,6 +15,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/test/house"
 )
 
 const keyOne, keyTwo = "11111111111111111111111111111111" + "11111111111111111111111111111111", "22222222222222222222222222222222" + "22222222222222222222222222222222"
@@ -26,25 +27,25 @@ func nightly() identity.Robot {
 }
 
 // robot is one that two people agreed to, and that is logged in.
-func (h *house) robot(ada, bob resident, name string) identity.Principal {
+func (h *home) robot(ada, bob house.Resident, name string) identity.Principal {
 	h.t.Helper()
 	_, id, err := h.roster.AddRobot(h.t.Context(), ada.Principal, name, "ada", nightly())
-	must(h.t, err)
-	must(h.t, h.approve(bob, id))
+	house.Must(h.t, err)
+	house.Must(h.t, h.approve(bob, id))
 	return h.comes(name, keyOne)
 }
 
-func (h *house) comes(name, key string) identity.Principal {
+func (h *home) comes(name, key string) identity.Principal {
 	h.t.Helper()
-	login, _, err := h.people.EnterKey(h.t.Context(), name, key, time.Now().String()+h.t.Name()+key[:1]+store.Once(), "192.0.2.9:1")
-	must(h.t, err)
-	who, err := h.people.Authenticate(h.t.Context(), login.Bearer)
-	must(h.t, err)
+	login, _, err := h.People.EnterKey(h.t.Context(), name, key, time.Now().String()+h.t.Name()+key[:1]+store.Once(), "192.0.2.9:1")
+	house.Must(h.t, err)
+	who, err := h.People.Authenticate(h.t.Context(), login.Bearer)
+	house.Must(h.t, err)
 	return who
 }
 
 // asks is what the doorway says to somebody.
-func (h *house) asks(by identity.Principal, action, level string, host *target.Host) error {
+func (h *home) asks(by identity.Principal, action, level string, host *target.Host) error {
 	h.t.Helper()
 	_, err := h.door.Do(h.t.Context(), doorway.Act{Action: action, By: by, Host: host, Context: policy.Context{Level: level, FloorOK: true},
 		Open: func(*store.Tx, policy.Decision) ([]ledger.Entry, error) {
@@ -54,17 +55,17 @@ func (h *house) asks(by identity.Principal, action, level string, host *target.H
 }
 
 // hostIn makes a host of an environment.
-func (h *house) hostIn(ada resident, name, environment string) *target.Host {
+func (h *home) hostIn(ada house.Resident, name, environment string) *target.Host {
 	h.t.Helper()
 	var secret string
-	must(h.t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	house.Must(h.t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		var e ledger.Entry
 		var err error
-		secret, e, err = h.hosts.InviteTx(tx, ada.ID, target.Invite{Name: name, Environment: environment, Scope: "none", For: time.Hour})
+		secret, e, err = h.Hosts.InviteTx(tx, ada.ID, target.Invite{Name: name, Environment: environment, Scope: "none", For: time.Hour})
 		return []ledger.Entry{e}, err
 	}))
 	host, _, err := h.roster.Join(h.t.Context(), secret, name, nodeRequest(h.t), "192.0.2.7:1")
-	must(h.t, err)
+	house.Must(h.t, err)
 	return &host
 }
 
@@ -75,17 +76,17 @@ func TestARobotIsMadeByTwoAndDoesWhatWasAgreedAlone(t *testing.T) {
 	if err != nil || id == "" {
 		t.Fatal(id, err)
 	}
-	if _, _, err := h.people.EnterKey(t.Context(), "nightly", keyOne, "early", "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
+	if _, _, err := h.People.EnterKey(t.Context(), "nightly", keyOne, "early", "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
 		t.Fatalf("before anybody agreed: %v", err)
 	}
-	want(t, h.approve(ada, id), fault.Denied, "")
+	house.Want(t, h.approve(ada, id), fault.Denied, "")
 	var shown string
-	must(t, h.store.View(t.Context(), func(v *store.View) error {
+	house.Must(t, h.Store.View(t.Context(), func(v *store.View) error {
 		a, err := h.approvals.GetTx(v, id)
 		if err != nil {
 			return err
 		}
-		for _, k := range roster.Kinds(h.people, h.hosts, h.force) {
+		for _, k := range roster.Kinds(h.People, h.Hosts, h.Force) {
 			if k.Name() == a.Kind {
 				d, err := k.Describe(v, a.Request)
 				shown = fmt.Sprint(d)
@@ -99,7 +100,7 @@ func TestARobotIsMadeByTwoAndDoesWhatWasAgreedAlone(t *testing.T) {
 			t.Errorf("the approver does not see %q", part)
 		}
 	}
-	must(t, h.approve(bob, id))
+	house.Must(t, h.approve(bob, id))
 	robot := h.comes("nightly", keyOne)
 	if robot.Kind != identity.KindRobot || robot.Owner != ada.ID || robot.Name != "nightly" {
 		t.Fatalf("%+v", robot)
@@ -143,17 +144,17 @@ func TestARobotThatMayWriteNeedsAGrantAllTheSame(t *testing.T) {
 	r := nightly()
 	r.May = identity.Groups{"grants.request", "sessions.open:read", "sessions.open:write"}
 	_, id, err := h.roster.AddRobot(t.Context(), ada.Principal, "nightly", "ada", r)
-	must(t, err)
-	must(t, h.approve(bob, id))
+	house.Must(t, err)
+	house.Must(t, h.approve(bob, id))
 	robot := h.comes("nightly", keyOne)
-	must(t, h.asks(robot, "sessions.open", "read", dev))
-	want(t, h.asks(robot, "sessions.open", "write", dev), fault.Denied, "while a grant of its own is in force")
-	held := doorway.New(doorway.Deps{Store: h.store, People: h.people, Hosts: h.hosts, Policy: h.force, Grants: granted{robot.ID, dev.ID}})
+	house.Must(t, h.asks(robot, "sessions.open", "read", dev))
+	house.Want(t, h.asks(robot, "sessions.open", "write", dev), fault.Denied, "while a grant of its own is in force")
+	held := doorway.New(doorway.Deps{Store: h.Store, People: h.People, Hosts: h.Hosts, Policy: h.Force, Grants: granted{robot.ID, dev.ID}})
 	_, err = held.Do(t.Context(), doorway.Act{Action: "sessions.open", By: robot, Host: dev, Context: policy.Context{Level: "write", FloorOK: true},
 		Open: func(*store.Tx, policy.Decision) ([]ledger.Entry, error) {
 			return []ledger.Entry{{Action: "test.done", Subjects: []string{robot.ID}}}, nil
 		}}, nil)
-	must(t, err)
+	house.Must(t, err)
 }
 
 // granted is one grant in force.
@@ -167,12 +168,12 @@ func TestARobotNeverApprovesEvenWhereTheRulesWouldLetIt(t *testing.T) {
 	h, ada, bob := moved(t)
 	dev := h.hostIn(ada, "web-1", "dev")
 	robot := h.robot(ada, bob, "nightly")
-	row, err := h.force.Current(t.Context())
-	must(t, err)
+	row, err := h.Force.Current(t.Context())
+	house.Must(t, err)
 	set := policy.Default()
 	set.Files = append(set.Files, policy.File{Name: "8-generous.cedar", Text: `@id("generous") @says("everything") permit (principal, action, resource);`})
-	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, e, err := h.force.ApplyTx(tx, ada.ID, set, row.Version)
+	house.Must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, e, err := h.Force.ApplyTx(tx, ada.ID, set, row.Version)
 		return []ledger.Entry{e}, err
 	}))
 	for _, action := range []string{"approvals.decide", "grants.review", "people.add", "policies.apply"} {
@@ -199,18 +200,18 @@ func TestTheLockOfItsOwnerStopsARobot(t *testing.T) {
 	h, ada, bob := moved(t)
 	dev := h.hostIn(ada, "web-1", "dev")
 	robot := h.robot(ada, bob, "nightly")
-	login, _, err := h.people.EnterKey(t.Context(), "nightly", keyOne, "again", "192.0.2.9:1")
-	must(t, err)
-	must(t, h.asks(robot, "sessions.open", "read", dev))
+	login, _, err := h.People.EnterKey(t.Context(), "nightly", keyOne, "again", "192.0.2.9:1")
+	house.Must(t, err)
+	house.Must(t, h.asks(robot, "sessions.open", "read", dev))
 	_, err = h.roster.Lock(t.Context(), bob.Principal, "ada", "left")
-	must(t, err)
+	house.Must(t, err)
 	if err := h.asks(robot, "sessions.open", "read", dev); fault.KindOf(err) != fault.Denied && fault.KindOf(err) != fault.Unauthenticated {
 		t.Errorf("its session opened: %v", err)
 	}
-	if _, err := h.people.Authenticate(t.Context(), login.Bearer); fault.KindOf(err) != fault.Denied {
+	if _, err := h.People.Authenticate(t.Context(), login.Bearer); fault.KindOf(err) != fault.Denied {
 		t.Errorf("its login goes on: %v", err)
 	}
-	if _, _, err := h.people.EnterKey(t.Context(), "nightly", keyOne, "after", "192.0.2.9:1"); fault.KindOf(err) != fault.Denied {
+	if _, _, err := h.People.EnterKey(t.Context(), "nightly", keyOne, "after", "192.0.2.9:1"); fault.KindOf(err) != fault.Denied {
 		t.Errorf("it comes in anew: %v", err)
 	}
 	ended := false
@@ -221,11 +222,11 @@ func TestTheLockOfItsOwnerStopsARobot(t *testing.T) {
 		t.Errorf("its sessions were not ended: %+v", h.braked())
 	}
 	// Its owner stands again, the robot does not by itself.
-	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, e, err := h.people.UnlockTx(tx, bob.ID, "ada", "is back")
+	house.Must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, e, err := h.People.UnlockTx(tx, bob.ID, "ada", "is back")
 		return e, err
 	}))
-	if _, _, err := h.people.EnterKey(t.Context(), "nightly", keyOne, "later", "192.0.2.9:1"); fault.KindOf(err) != fault.Denied {
+	if _, _, err := h.People.EnterKey(t.Context(), "nightly", keyOne, "later", "192.0.2.9:1"); fault.KindOf(err) != fault.Denied {
 		t.Errorf("it came back with its owner: %v", err)
 	}
 }
@@ -236,8 +237,8 @@ func TestARobotEndsInTime(t *testing.T) {
 		dev := h.hostIn(ada, "web-1", "dev")
 		robot := h.robot(ada, bob, "nightly")
 		<-time.After(23*time.Hour + 50*time.Minute)
-		login, _, err := h.people.EnterKey(t.Context(), "nightly", keyOne, "late", "192.0.2.9:1")
-		must(t, err)
+		login, _, err := h.People.EnterKey(t.Context(), "nightly", keyOne, "late", "192.0.2.9:1")
+		house.Must(t, err)
 		if left := time.Until(login.Expires); left > 10*time.Minute {
 			t.Errorf("a login of %v outlasts its robot", left)
 		}
@@ -245,28 +246,28 @@ func TestARobotEndsInTime(t *testing.T) {
 		if err := h.asks(robot, "sessions.open", "read", dev); err == nil {
 			t.Error("it goes on after its end")
 		}
-		_, _, err = h.people.EnterKey(t.Context(), "nightly", keyOne, "later", "192.0.2.9:1")
-		want(t, err, fault.Denied, "expired")
-		_ = h.store.Close()
+		_, _, err = h.People.EnterKey(t.Context(), "nightly", keyOne, "later", "192.0.2.9:1")
+		house.Want(t, err, fault.Denied, "expired")
+		_ = h.Store.Close()
 	})
 }
 
 func TestARobotIsRotatedByTwoAndRemovedAtOnce(t *testing.T) {
 	h, ada, bob := moved(t)
 	robot := h.robot(ada, bob, "nightly")
-	login, _, err := h.people.EnterKey(t.Context(), "nightly", keyOne, "again", "192.0.2.9:1")
-	must(t, err)
+	login, _, err := h.People.EnterKey(t.Context(), "nightly", keyOne, "again", "192.0.2.9:1")
+	house.Must(t, err)
 	id, err := h.roster.SetRobot(t.Context(), ada.Principal, "nightly", func(r identity.Robot) identity.Robot { r.Proof = identity.Proof{Key: keyTwo}; return r })
-	must(t, err)
-	if _, err := h.people.Authenticate(t.Context(), login.Bearer); err != nil {
+	house.Must(t, err)
+	if _, err := h.People.Authenticate(t.Context(), login.Bearer); err != nil {
 		t.Fatalf("a change that nobody agreed to ended its login: %v", err)
 	}
-	want(t, h.approve(ada, id), fault.Denied, "")
-	must(t, h.approve(bob, id))
-	if _, err := h.people.Authenticate(t.Context(), login.Bearer); fault.KindOf(err) != fault.Unauthenticated {
+	house.Want(t, h.approve(ada, id), fault.Denied, "")
+	house.Must(t, h.approve(bob, id))
+	if _, err := h.People.Authenticate(t.Context(), login.Bearer); fault.KindOf(err) != fault.Unauthenticated {
 		t.Errorf("a login by the old key goes on: %v", err)
 	}
-	if _, _, err := h.people.EnterKey(t.Context(), "nightly", keyOne, "old", "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
+	if _, _, err := h.People.EnterKey(t.Context(), "nightly", keyOne, "old", "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
 		t.Errorf("the old key: %v", err)
 	}
 	h.comes("nightly", keyTwo)
@@ -274,7 +275,7 @@ func TestARobotIsRotatedByTwoAndRemovedAtOnce(t *testing.T) {
 	r := nightly()
 	r.Proof.Key = keyTwo
 	_, id, err = h.roster.AddRobot(t.Context(), ada.Principal, "double", "ada", r)
-	must(t, err)
+	house.Must(t, err)
 	if err := h.approve(bob, id); err == nil {
 		t.Error("two robots prove themselves by one key")
 	}
@@ -282,14 +283,14 @@ func TestARobotIsRotatedByTwoAndRemovedAtOnce(t *testing.T) {
 	if _, err := h.roster.RemoveRobot(t.Context(), bob.Principal, "nightly", "its key was leaked"); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := h.people.EnterKey(t.Context(), "nightly", keyTwo, "gone", "192.0.2.9:1"); err == nil {
+	if _, _, err := h.People.EnterKey(t.Context(), "nightly", keyTwo, "gone", "192.0.2.9:1"); err == nil {
 		t.Error("it comes in after it was removed")
 	}
 	err = h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, e, err := h.people.UnlockTx(tx, bob.ID, robot.ID, "again")
+		_, e, err := h.People.UnlockTx(tx, bob.ID, robot.ID, "again")
 		return e, err
 	})
-	want(t, err, fault.Conflict, "it was removed")
+	house.Want(t, err, fault.Conflict, "it was removed")
 	if _, err := h.roster.LoginLink(t.Context(), ada.Principal, "nightly"); fault.KindOf(err) != fault.Invalid {
 		t.Errorf("a login link for a robot: %v", err)
 	}
@@ -303,8 +304,8 @@ func TestAWorkloadIsExactlyTheOneThatWasNamed(t *testing.T) {
 	r := nightly()
 	r.Proof = identity.Proof{Issuer: "https://ci.example.com", Audience: "handrail", Subject: "project:infra:main", Claims: map[string]string{"environment": "production"}}
 	_, id, err := h.roster.AddRobot(t.Context(), ada.Principal, "nightly", "ada", r)
-	must(t, err)
-	must(t, h.approve(bob, id))
+	house.Must(t, err)
+	house.Must(t, h.approve(bob, id))
 	right := func() identity.Workload {
 		return identity.Workload{Issuer: r.Proof.Issuer, Subject: r.Proof.Subject, Audience: []string{"handrail"}, Claims: map[string]string{"environment": "production", "more": "x"}, Once: store.Once()}
 	}
@@ -320,23 +321,23 @@ func TestAWorkloadIsExactlyTheOneThatWasNamed(t *testing.T) {
 	} {
 		w := right()
 		change(&w)
-		if _, _, err := h.people.EnterWorkload(t.Context(), "nightly", w, "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
+		if _, _, err := h.People.EnterWorkload(t.Context(), "nightly", w, "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	w := right()
-	login, _, err := h.people.EnterWorkload(t.Context(), "nightly", w, "192.0.2.9:1")
+	login, _, err := h.People.EnterWorkload(t.Context(), "nightly", w, "192.0.2.9:1")
 	if left := time.Until(login.Expires); err != nil || left > time.Hour || left < 50*time.Minute {
 		t.Fatalf("%v %v", left, err)
 	}
-	_, _, err = h.people.EnterWorkload(t.Context(), "nightly", w, "192.0.2.9:1")
-	want(t, err, fault.Unauthenticated, "used already")
+	_, _, err = h.People.EnterWorkload(t.Context(), "nightly", w, "192.0.2.9:1")
+	house.Want(t, err, fault.Unauthenticated, "used already")
 	for _, other := range []string{"ada", "bob", "nobody", ""} {
-		if _, _, err := h.people.EnterWorkload(t.Context(), other, right(), "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
+		if _, _, err := h.People.EnterWorkload(t.Context(), other, right(), "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
 			t.Errorf("as %q: %v", other, err)
 		}
 	}
-	if _, _, err := h.people.EnterKey(t.Context(), "nightly", "", "x", "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
+	if _, _, err := h.People.EnterKey(t.Context(), "nightly", "", "x", "192.0.2.9:1"); fault.KindOf(err) != fault.Unauthenticated {
 		t.Errorf("by no key: %v", err)
 	}
 }

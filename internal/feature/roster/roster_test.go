@@ -20,6 +20,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/test/house"
 )
 
 func TestInBootstrapOnePersonAddsAnotherAtOnce(t *testing.T) {
@@ -29,11 +30,11 @@ func TestInBootstrapOnePersonAddsAnotherAtOnce(t *testing.T) {
 	if err != nil || added.Approval != "" || added.Secret == "" || strings.Join(added.Person.Groups, " ") != "developer operator" {
 		t.Fatalf("%+v %v", added, err)
 	}
-	if bob := h.enter(added.Secret); bob.Name != "bob" {
+	if bob := h.Enter(added.Secret); bob.Name != "bob" {
 		t.Fatalf("%+v", bob.Principal)
 	}
 	_, err = h.roster.AddPerson(t.Context(), ada.Principal, "bob", nil, "")
-	want(t, err, fault.Conflict, "has it")
+	house.Want(t, err, fault.Conflict, "has it")
 	for name, groups := range map[string][]string{"Bob": nil, "root": nil, "cy": {"No Such"}} {
 		if _, err := h.roster.AddPerson(t.Context(), ada.Principal, name, groups, ""); fault.KindOf(err) != fault.Invalid {
 			t.Fatalf("%s: %v", name, err)
@@ -45,25 +46,25 @@ func TestOnlyAdminsAddPeopleEvenInBootstrap(t *testing.T) {
 	h := build(t)
 	ada := h.first()
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "dev", []string{"developer"}, "")
-	must(t, err)
-	dev := h.enter(added.Secret)
+	house.Must(t, err)
+	dev := h.Enter(added.Secret)
 	_, err = h.roster.AddPerson(t.Context(), dev.Principal, "puppet", []string{"admin"}, "")
-	want(t, err, fault.Denied, "add a person")
+	house.Want(t, err, fault.Denied, "add a person")
 	_, err = h.roster.LoginLink(t.Context(), dev.Principal, "ada")
-	want(t, err, fault.Denied, "")
-	want(t, h.roster.EndBootstrap(t.Context(), dev.Principal), fault.Denied, "")
+	house.Want(t, err, fault.Denied, "")
+	house.Want(t, h.roster.EndBootstrap(t.Context(), dev.Principal), fault.Denied, "")
 }
 
 func TestBootstrapIsNotEndedBeforeTwoCouldAgree(t *testing.T) {
 	h := build(t)
 	ada := h.first()
-	want(t, h.roster.EndBootstrap(t.Context(), ada.Principal), fault.Conflict, "takes 2")
+	house.Want(t, h.roster.EndBootstrap(t.Context(), ada.Principal), fault.Conflict, "takes 2")
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "bob", []string{"admin"}, "")
-	must(t, err)
-	want(t, h.roster.EndBootstrap(t.Context(), ada.Principal), fault.Conflict, "takes 2") // he has not logged in
-	h.enter(added.Secret)
-	must(t, h.roster.EndBootstrap(t.Context(), ada.Principal))
-	state, err := h.people.Bootstrap(t.Context())
+	house.Must(t, err)
+	house.Want(t, h.roster.EndBootstrap(t.Context(), ada.Principal), fault.Conflict, "takes 2") // he has not logged in
+	h.Enter(added.Secret)
+	house.Must(t, h.roster.EndBootstrap(t.Context(), ada.Principal))
+	state, err := h.People.Bootstrap(t.Context())
 	if err != nil || state.Active {
 		t.Fatalf("%+v %v", state, err)
 	}
@@ -76,7 +77,7 @@ func TestARetryWithTheSameRequestIDAddsNobodyTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := h.roster.AddPerson(t.Context(), ada.Principal, "bob", nil, "form-1")
-	want(t, err, fault.Conflict, "carried out already")
+	house.Want(t, err, fault.Conflict, "carried out already")
 }
 
 // Bootstrap ran out, and the second person is not one who may approve: without
@@ -86,10 +87,10 @@ func TestTheOnlyApproverMayAddASecondOneAloneAndNothingElse(t *testing.T) {
 		h := build(t)
 		ada := h.first()
 		added, err := h.roster.AddPerson(t.Context(), ada.Principal, "dev", []string{"developer"}, "")
-		must(t, err)
-		h.enter(added.Secret)
+		house.Must(t, err)
+		h.Enter(added.Secret)
 		<-time.After(25 * time.Hour)
-		if state, err := h.people.Bootstrap(t.Context()); err != nil || state.Active {
+		if state, err := h.People.Bootstrap(t.Context()); err != nil || state.Active {
 			t.Fatalf("%+v %v", state, err)
 		}
 		asked, err := h.roster.AddPerson(t.Context(), ada.Principal, "other", []string{"developer"}, "")
@@ -108,20 +109,20 @@ func TestTheOnlyApproverMayAddASecondOneAloneAndNothingElse(t *testing.T) {
 		if err != nil || added.Secret == "" || h.count(roster.AddedAlone) != 2 {
 			t.Fatalf("%+v %v", added, err)
 		}
-		bob := h.enter(added.Secret)
-		want(t, h.approve(bob, asked.Approval), fault.Denied, "is new and may approve from")
+		bob := h.Enter(added.Secret)
+		house.Want(t, h.approve(bob, asked.Approval), fault.Denied, "is new and may approve from")
 		third, err := h.roster.AddPerson(t.Context(), ada.Principal, "cy", []string{"admin"}, "")
 		if err != nil || third.Secret != "" || third.Approval == "" {
 			t.Fatalf("%+v %v", third, err)
 		}
 		// Locking the second does not bring the way out back.
 		_, err = h.roster.Lock(t.Context(), ada.Principal, "bob", "out of my way")
-		must(t, err)
+		house.Must(t, err)
 		fourth, err := h.roster.AddPerson(t.Context(), ada.Principal, "eve", []string{"admin"}, "")
 		if err != nil || fourth.Secret != "" || fourth.Approval == "" {
 			t.Fatalf("%+v %v", fourth, err)
 		}
-		_ = h.store.Close()
+		_ = h.Store.Close()
 	})
 }
 
@@ -131,20 +132,20 @@ func TestAfterBootstrapAPersonIsAddedByTwo(t *testing.T) {
 	if err != nil || added.Approval == "" || added.Secret != "" {
 		t.Fatalf("%+v %v", added, err)
 	}
-	_, err = h.people.Get(t.Context(), "cy")
-	want(t, err, fault.NotFound, "cy")
+	_, err = h.People.Get(t.Context(), "cy")
+	house.Want(t, err, fault.NotFound, "cy")
 	_, err = h.roster.AddPerson(t.Context(), ada.Principal, "cy", []string{"developer"}, "")
-	want(t, err, fault.NeedsApproval, added.Approval)
-	want(t, h.approve(ada, added.Approval), fault.Denied, "their own request")
-	must(t, h.approve(bob, added.Approval))
+	house.Want(t, err, fault.NeedsApproval, added.Approval)
+	house.Want(t, h.approve(ada, added.Approval), fault.Denied, "their own request")
+	house.Must(t, h.approve(bob, added.Approval))
 	// The approver holds no secret; the requester collects it, once.
 	_, err = h.roster.AddPerson(t.Context(), bob.Principal, "cy", []string{"developer"}, "")
-	want(t, err, fault.Conflict, "there is one")
+	house.Want(t, err, fault.Conflict, "there is one")
 	got, err := h.roster.AddPerson(t.Context(), ada.Principal, "cy", []string{"developer"}, "")
 	if err != nil || got.Secret == "" || got.Person.Name != "cy" {
 		t.Fatalf("%+v %v", got, err)
 	}
-	h.enter(got.Secret)
+	h.Enter(got.Secret)
 	again, err := h.roster.LoginLink(t.Context(), ada.Principal, "cy")
 	if err != nil || again.Secret != "" || again.Approval == "" {
 		t.Fatalf("a second link without a second approval: %+v %v", again, err)
@@ -154,11 +155,11 @@ func TestAfterBootstrapAPersonIsAddedByTwo(t *testing.T) {
 func TestALinkThatWasApprovedIsCollectedByName(t *testing.T) {
 	h, ada, bob := moved(t)
 	asked, err := h.roster.LoginLink(t.Context(), ada.Principal, "bob")
-	must(t, err)
+	house.Must(t, err)
 	if asked.Approval == "" || asked.Secret != "" {
 		t.Fatalf("%+v", asked)
 	}
-	must(t, h.approve(bob, asked.Approval))
+	house.Must(t, h.approve(bob, asked.Approval))
 	got, err := h.roster.LoginLink(t.Context(), ada.Principal, "bob")
 	if err != nil || got.Secret == "" {
 		t.Fatalf("%+v %v", got, err)
@@ -169,14 +170,14 @@ func TestARightLapses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h, ada, bob := moved(t)
 		asked, err := h.roster.LoginLink(t.Context(), ada.Principal, "bob")
-		must(t, err)
-		must(t, h.approve(bob, asked.Approval))
+		house.Must(t, err)
+		house.Must(t, h.approve(bob, asked.Approval))
 		<-time.After(25 * time.Hour)
 		again, err := h.roster.LoginLink(t.Context(), ada.Principal, "bob")
 		if err != nil || again.Secret != "" || again.Approval == "" {
 			t.Fatalf("%+v %v", again, err)
 		}
-		_ = h.store.Close()
+		_ = h.Store.Close()
 	})
 }
 
@@ -185,29 +186,29 @@ func TestARightLapses(t *testing.T) {
 func TestAPuppetMadeAMinuteAgoApprovesNothing(t *testing.T) {
 	h, ada, bob := moved(t)
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "puppet", []string{"admin"}, "")
-	must(t, err)
-	must(t, h.approve(bob, added.Approval))
+	house.Must(t, err)
+	house.Must(t, h.approve(bob, added.Approval))
 	got, err := h.roster.AddPerson(t.Context(), ada.Principal, "puppet", []string{"admin"}, "")
-	must(t, err)
-	puppet := h.enter(got.Secret)
+	house.Must(t, err)
+	puppet := h.Enter(got.Secret)
 	asked, err := h.roster.AddPerson(t.Context(), ada.Principal, "mole", []string{"admin"}, "")
-	must(t, err)
-	want(t, h.approve(puppet, asked.Approval), fault.Denied, "is new and may approve from")
+	house.Must(t, err)
+	house.Want(t, h.approve(puppet, asked.Approval), fault.Denied, "is new and may approve from")
 }
 
 func TestALockBrakesBeforeAndAfterItIsRecorded(t *testing.T) {
 	h := build(t)
 	ada := h.first()
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "bob", []string{"admin"}, "")
-	must(t, err)
-	bob := h.enter(added.Secret)
+	house.Must(t, err)
+	bob := h.Enter(added.Secret)
 	var locked []bool
 	h.open = func() { // what the row says while the brake is pulled
-		p, err := h.people.Get(context.Background(), "bob")
+		p, err := h.People.Get(context.Background(), "bob")
 		locked = append(locked, err == nil && p.Locked())
 	}
 	out, err := h.roster.Lock(t.Context(), ada.Principal, "bob", "left the company")
-	must(t, err)
+	house.Must(t, err)
 	if out.Sessions != 2 || out.Pending || !out.Person.Locked() || len(locked) != 2 || locked[0] || !locked[1] {
 		t.Fatalf("%+v %v", out, locked)
 	}
@@ -224,16 +225,16 @@ func TestWhoMayNotLockBrakesNobody(t *testing.T) {
 	h := build(t)
 	ada := h.first()
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "dev", []string{"developer"}, "")
-	must(t, err)
-	dev := h.enter(added.Secret)
+	house.Must(t, err)
+	dev := h.Enter(added.Secret)
 	_, err = h.roster.Lock(t.Context(), dev.Principal, "ada", "for fun")
-	want(t, err, fault.Denied, "lock a person")
+	house.Want(t, err, fault.Denied, "lock a person")
 	_, err = h.roster.Lock(t.Context(), ada.Principal, "nobody-here", "")
-	want(t, err, fault.NotFound, "nobody-here")
+	house.Want(t, err, fault.NotFound, "nobody-here")
 	if calls := h.braked(); len(calls) != 0 {
 		t.Fatalf("%v", calls)
 	}
-	if p, err := h.people.Get(t.Context(), "ada"); err != nil || p.Locked() {
+	if p, err := h.People.Get(t.Context(), "ada"); err != nil || p.Locked() {
 		t.Fatalf("%+v %v", p, err)
 	}
 }
@@ -242,9 +243,9 @@ func TestALockWorksWithTheDatabaseGone(t *testing.T) {
 	h := build(t)
 	ada := h.first()
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "bob", []string{"operator"}, "")
-	must(t, err)
-	bob := h.enter(added.Secret)
-	must(t, h.store.Close())
+	house.Must(t, err)
+	bob := h.Enter(added.Secret)
+	house.Must(t, h.Store.Close())
 	out, err := h.roster.Lock(t.Context(), ada.Principal, bob.ID, "now")
 	if err != nil || !out.Pending || out.Sessions != 2 {
 		t.Fatalf("%+v %v", out, err)
@@ -262,12 +263,12 @@ func TestALockDoesNotWaitForADatabaseThatSomebodyHolds(t *testing.T) {
 	h := build(t)
 	ada := h.first()
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "bob", []string{"operator"}, "")
-	must(t, err)
-	bob := h.enter(added.Secret)
+	house.Must(t, err)
+	bob := h.Enter(added.Secret)
 	release, held := make(chan struct{}), make(chan struct{})
 	var holding sync.WaitGroup
 	holding.Go(func() {
-		_, _ = h.store.Record(t.Context(), "hold", func(*store.Tx) ([]ledger.Entry, error) {
+		_, _ = h.Store.Record(t.Context(), "hold", func(*store.Tx) ([]ledger.Entry, error) {
 			close(held)
 			<-release
 			return nil, errors.New("given up")
@@ -278,7 +279,7 @@ func TestALockDoesNotWaitForADatabaseThatSomebodyHolds(t *testing.T) {
 	if err != nil || !locked.Pending || len(h.braked()) != 2 {
 		t.Errorf("%+v %v, braked %v", locked, err, h.braked())
 	}
-	if _, err := h.people.Authenticate(t.Context(), bob.Bearer); err == nil {
+	if _, err := h.People.Authenticate(t.Context(), bob.Bearer); err == nil {
 		t.Error("bob goes on")
 	}
 	close(release)
@@ -291,7 +292,7 @@ func TestALockDoesNotWaitForADatabaseThatSomebodyHolds(t *testing.T) {
 		case <-late:
 			t.Fatal("the lock is not recorded")
 		}
-		if p, err := h.people.Get(t.Context(), "bob"); err != nil || !p.Locked() {
+		if p, err := h.People.Get(t.Context(), "bob"); err != nil || !p.Locked() {
 			continue
 		}
 		break
@@ -305,13 +306,13 @@ func TestALockFromTheSpoolLocksTheRow(t *testing.T) {
 	h := build(t)
 	ada := h.first()
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "bob", nil, "")
-	must(t, err)
-	must(t, h.store.Spool().Append(ledger.Entry{
+	house.Must(t, err)
+	house.Must(t, h.Store.Spool().Append(ledger.Entry{
 		Action: identity.PersonLocked, Subjects: []string{ada.ID, added.Person.ID}, SealTo: added.Person.ID,
 		Payload: identity.PersonPayload{V: 1, Person: added.Person.ID, Reason: "while you were away"},
 	}))
-	must(t, h.store.Drain(t.Context()))
-	p, err := h.people.Get(t.Context(), "bob")
+	house.Must(t, h.Store.Drain(t.Context()))
+	p, err := h.People.Get(t.Context(), "bob")
 	if err != nil || p.LockedReason != "while you were away" || h.count(identity.PersonLocked) != 1 {
 		t.Fatalf("%+v %v", p, err)
 	}
@@ -320,21 +321,21 @@ func TestALockFromTheSpoolLocksTheRow(t *testing.T) {
 func TestAfterBootstrapUnlockingTakesTwoAndIsForThatLock(t *testing.T) {
 	h, ada, bob := moved(t)
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "cy", nil, "")
-	must(t, err)
-	must(t, h.approve(bob, added.Approval))
+	house.Must(t, err)
+	house.Must(t, h.approve(bob, added.Approval))
 	_, err = h.roster.Lock(t.Context(), ada.Principal, "cy", "odd logins")
-	must(t, err)
+	house.Must(t, err)
 	_, id, err := h.roster.Unlock(t.Context(), ada.Principal, "cy", "explained")
 	if err != nil || id == "" {
 		t.Fatalf("%q %v", id, err)
 	}
 	_, err = h.roster.Lock(t.Context(), bob.Principal, "cy", "odder logins")
-	must(t, err)
-	want(t, h.approve(bob, id), fault.Conflict, "locked again since")
+	house.Must(t, err)
+	house.Want(t, h.approve(bob, id), fault.Conflict, "locked again since")
 	_, id, err = h.roster.Unlock(t.Context(), ada.Principal, "cy", "explained again")
-	must(t, err)
-	must(t, h.approve(bob, id))
-	if p, err := h.people.Get(t.Context(), "cy"); err != nil || p.Locked() {
+	house.Must(t, err)
+	house.Must(t, h.approve(bob, id))
+	if p, err := h.People.Get(t.Context(), "cy"); err != nil || p.Locked() {
 		t.Fatalf("%+v %v", p, err)
 	}
 }
@@ -343,7 +344,7 @@ func TestAnInvitedHostJoinsOnceAndABadRequestDoesNotUseTheInvitationUp(t *testin
 	h := build(t)
 	ada := h.first()
 	invited, err := h.roster.Invite(t.Context(), ada.Principal, target.Invite{Name: "web-1", Environment: "production"})
-	must(t, err)
+	house.Must(t, err)
 	if _, _, err := h.roster.Join(t.Context(), invited.Secret, "web-1", []byte("junk"), "192.0.2.1"); fault.KindOf(err) != fault.Invalid {
 		t.Fatalf("%v", err)
 	}
@@ -352,7 +353,7 @@ func TestAnInvitedHostJoinsOnceAndABadRequestDoesNotUseTheInvitationUp(t *testin
 		t.Fatalf("%+v %v", host, err)
 	}
 	_, _, err = h.roster.Join(t.Context(), invited.Secret, "web-1", nodeRequest(t), "192.0.2.1")
-	want(t, err, fault.Unauthenticated, "wrong, used, or expired")
+	house.Want(t, err, fault.Unauthenticated, "wrong, used, or expired")
 }
 
 // A token that somebody guessed is refused while the one writer is held, so a
@@ -375,9 +376,9 @@ func TestWhoGuessesATokenDoesNotTakeTheWriter(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	_, _, err := h.roster.Join(ctx, "guessed", "web-1", nodeRequest(t), "192.0.2.1")
-	want(t, err, fault.Unauthenticated, "wrong, used, or expired")
+	house.Want(t, err, fault.Unauthenticated, "wrong, used, or expired")
 	free()
-	must(t, <-written)
+	house.Must(t, <-written)
 }
 
 // The same words asked for twice are two requests: the signature for the first,
@@ -387,9 +388,9 @@ func TestASignatureForAnEarlierRequestOfTheSameWordsAgreesToNothing(t *testing.T
 	ask := func() approval.Approval {
 		t.Helper()
 		asked, err := h.roster.AddPerson(t.Context(), ada.Principal, "cy", []string{"admin"}, "")
-		must(t, err)
+		house.Must(t, err)
 		a, err := h.approvals.Get(t.Context(), asked.Approval)
-		must(t, err)
+		house.Must(t, err)
 		return a
 	}
 	agree := func(a approval.Approval, ev approval.Evidence) error {
@@ -399,27 +400,27 @@ func TestASignatureForAnEarlierRequestOfTheSameWordsAgreesToNothing(t *testing.T
 		})
 	}
 	first := ask()
-	sig, err := bob.key.Sign(rand.Reader, identity.ApprovalMessage(first.Hash))
-	must(t, err)
+	sig, err := bob.Key.Sign(rand.Reader, identity.ApprovalMessage(first.Hash))
+	house.Must(t, err)
 	old := approval.Evidence{DeviceSignature: ssh.Marshal(sig)}
-	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	house.Must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		_, entries, err := h.approvals.DenyTx(tx, bob.Principal, first.ID, "not her")
 		return entries, err
 	}))
 	second := ask()
-	want(t, agree(second, old), fault.Denied, "no device of yours made this signature")
+	house.Want(t, agree(second, old), fault.Denied, "no device of yours made this signature")
 }
 
 func TestALockTakesWhatThePersonHadAskedForWithIt(t *testing.T) {
 	h, ada, bob := moved(t)
 	asked, err := h.roster.AddPerson(t.Context(), ada.Principal, "puppet", []string{"admin"}, "")
-	must(t, err)
+	house.Must(t, err)
 	_, err = h.roster.Lock(t.Context(), bob.Principal, "ada", "stolen laptop")
-	must(t, err)
+	house.Must(t, err)
 	if a, err := h.approvals.Get(t.Context(), asked.Approval); err != nil || a.State != approval.Withdrawn || a.EndedBy != bob.ID {
 		t.Errorf("%+v %v", a, err)
 	}
-	want(t, h.approve(bob, asked.Approval), fault.Conflict, "withdrawn")
+	house.Want(t, h.approve(bob, asked.Approval), fault.Conflict, "withdrawn")
 }
 
 func TestAHostThatJoinsFromTheServersOwnMachineIsKnownAsIt(t *testing.T) {
@@ -428,9 +429,9 @@ func TestAHostThatJoinsFromTheServersOwnMachineIsKnownAsIt(t *testing.T) {
 	h.roster.Here = func(source string) bool { return source == "192.0.2.7" }
 	for name, from := range map[string]string{"web-1": "192.0.2.1", "gate-1": "192.0.2.7"} {
 		invited, err := h.roster.Invite(t.Context(), ada.Principal, target.Invite{Name: name})
-		must(t, err)
+		house.Must(t, err)
 		host, _, err := h.roster.Join(t.Context(), invited.Secret, name, nodeRequest(t), from)
-		if must(t, err); host.Server != (name == "gate-1") {
+		if house.Must(t, err); host.Server != (name == "gate-1") {
 			t.Errorf("%+v", host)
 		}
 	}
@@ -443,34 +444,34 @@ func TestAfterBootstrapHostsAndRulesChangeByTwo(t *testing.T) {
 	if err != nil || invited.Approval == "" || invited.Secret != "" {
 		t.Fatalf("%+v %v", invited, err)
 	}
-	must(t, h.approve(bob, invited.Approval))
+	house.Must(t, h.approve(bob, invited.Approval))
 	other := spec
 	other.Environment = "dev"
 	if got, err := h.roster.Invite(t.Context(), ada.Principal, other); err != nil || got.Secret != "" {
 		t.Fatalf("an invitation other than the approved one: %+v %v", got, err)
 	}
 	invited, err = h.roster.Invite(t.Context(), ada.Principal, spec)
-	must(t, err)
+	house.Must(t, err)
 	host, _, err := h.roster.Join(t.Context(), invited.Secret, "db-1", nodeRequest(t), "192.0.2.1")
-	must(t, err)
+	house.Must(t, err)
 
 	dev := "dev"
 	_, id, err := h.roster.SetHost(t.Context(), ada.Principal, "db-1", roster.HostChange{Environment: &dev})
-	must(t, err)
-	if now, err := h.hosts.Get(t.Context(), host.ID); err != nil || now.Environment != "production" {
+	house.Must(t, err)
+	if now, err := h.Hosts.Get(t.Context(), host.ID); err != nil || now.Environment != "production" {
 		t.Fatalf("%+v %v", now, err)
 	}
-	must(t, h.approve(bob, id))
-	if now, err := h.hosts.Get(t.Context(), host.ID); err != nil || now.Environment != "dev" || now.Scope != "pci" {
+	house.Must(t, h.approve(bob, id))
+	if now, err := h.Hosts.Get(t.Context(), host.ID); err != nil || now.Environment != "dev" || now.Scope != "pci" {
 		t.Fatalf("%+v %v", now, err)
 	}
 
 	set := policy.Default()
 	set.Files[0].Text += "\n// nothing else\n"
 	_, id, err = h.roster.ApplyPolicy(t.Context(), bob.Principal, set)
-	must(t, err)
-	must(t, h.approve(ada, id))
-	row, err := h.force.Current(t.Context())
+	house.Must(t, err)
+	house.Must(t, h.approve(ada, id))
+	row, err := h.Force.Current(t.Context())
 	if err != nil || row.Version != 2 || row.AppliedBy != bob.ID {
 		t.Fatalf("%+v %v", row, err)
 	}
@@ -481,47 +482,47 @@ func TestAfterBootstrapHostsAndRulesChangeByTwo(t *testing.T) {
 
 func TestAHostChangedMeanwhileIsAConflictForTheApprover(t *testing.T) {
 	h, ada, bob := moved(t)
-	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		e, err := h.hosts.AddTx(tx, target.Host{Name: "web-1"})
+	house.Must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		e, err := h.Hosts.AddTx(tx, target.Host{Name: "web-1"})
 		return []ledger.Entry{e}, err
 	}))
 	staging, labels := "staging", []string{"edge"}
 	_, id, err := h.roster.SetHost(t.Context(), ada.Principal, "web-1", roster.HostChange{Environment: &staging})
-	must(t, err)
+	house.Must(t, err)
 	_, second, err := h.roster.SetHost(t.Context(), ada.Principal, "web-1", roster.HostChange{Labels: &labels})
-	must(t, err)
-	must(t, h.approve(bob, second))
-	want(t, h.approve(bob, id), fault.Conflict, "changed it meanwhile")
+	house.Must(t, err)
+	house.Must(t, h.approve(bob, second))
+	house.Want(t, h.approve(bob, id), fault.Conflict, "changed it meanwhile")
 }
 
 func TestAnApproverSeesWhatExactly(t *testing.T) {
 	h, ada, bob := moved(t)
 	_ = bob
 	dev := "dev"
-	must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		e, err := h.hosts.AddTx(tx, target.Host{Name: "web-1", Environment: "production"})
+	house.Must(t, h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		e, err := h.Hosts.AddTx(tx, target.Host{Name: "web-1", Environment: "production"})
 		return []ledger.Entry{e}, err
 	}))
 	person, err := h.roster.AddPerson(t.Context(), ada.Principal, "cy", []string{"operator"}, "")
-	must(t, err)
+	house.Must(t, err)
 	link, err := h.roster.LoginLink(t.Context(), ada.Principal, "bob")
-	must(t, err)
+	house.Must(t, err)
 	_, host, err := h.roster.SetHost(t.Context(), ada.Principal, "web-1", roster.HostChange{Environment: &dev})
-	must(t, err)
+	house.Must(t, err)
 	set := policy.Default()
 	set.Files[0].Text += "\n// a change\n"
 	_, rules, err := h.roster.ApplyPolicy(t.Context(), ada.Principal, set)
-	must(t, err)
+	house.Must(t, err)
 	invite, err := h.roster.Invite(t.Context(), ada.Principal, target.Invite{Name: "db-9"})
-	must(t, err)
+	house.Must(t, err)
 	for id, part := range map[string]string{
 		person.Approval: "add cy, in groups: operator", link.Approval: "another login link for bob", host: "set host web-1",
 		rules: "instead of version 1", invite.Approval: "invite a host: db-9, dev",
 	} {
 		a, err := h.approvals.Get(t.Context(), id)
-		must(t, err)
+		house.Must(t, err)
 		var d approval.Description
-		must(t, h.store.View(t.Context(), func(v *store.View) (err error) { d, err = h.approvals.DescribeTx(v, a); return err }))
+		house.Must(t, h.Store.View(t.Context(), func(v *store.View) (err error) { d, err = h.approvals.DescribeTx(v, a); return err }))
 		if !strings.Contains(d.Summary, part) || d.Subject == "" || len(d.Details) == 0 {
 			t.Fatalf("%s: %+v", a.Kind, d)
 		}
@@ -530,9 +531,9 @@ func TestAnApproverSeesWhatExactly(t *testing.T) {
 
 func TestARequestOfAnotherShapeIsRefused(t *testing.T) {
 	h := build(t)
-	for _, k := range roster.Kinds(h.people, h.hosts, h.force) {
+	for _, k := range roster.Kinds(h.People, h.Hosts, h.Force) {
 		for _, bad := range []string{"", "null-", "[]", `{"v":1,"surprise":true}`, `{"v":"x"}`} {
-			err := h.store.View(t.Context(), func(v *store.View) error { _, err := k.Describe(v, []byte(bad)); return err })
+			err := h.Store.View(t.Context(), func(v *store.View) error { _, err := k.Describe(v, []byte(bad)); return err })
 			if fault.KindOf(err) != fault.Invalid {
 				t.Fatalf("%s %q: %v", k.Name(), bad, err)
 			}
@@ -543,16 +544,16 @@ func TestARequestOfAnotherShapeIsRefused(t *testing.T) {
 func TestNothingButAnAdminChangesHostsOrRules(t *testing.T) {
 	h, ada, bob := moved(t)
 	added, err := h.roster.AddPerson(t.Context(), ada.Principal, "op", []string{"operator"}, "")
-	must(t, err)
-	must(t, h.approve(bob, added.Approval))
+	house.Must(t, err)
+	house.Must(t, h.approve(bob, added.Approval))
 	added, err = h.roster.AddPerson(t.Context(), ada.Principal, "op", []string{"operator"}, "")
-	must(t, err)
-	op := h.enter(added.Secret)
+	house.Must(t, err)
+	op := h.Enter(added.Secret)
 	_, err = h.roster.Invite(t.Context(), op.Principal, target.Invite{Name: "x-1"})
-	want(t, err, fault.Denied, "invite a host")
+	house.Want(t, err, fault.Denied, "invite a host")
 	_, _, err = h.roster.ApplyPolicy(t.Context(), op.Principal, policy.Default())
-	want(t, err, fault.Denied, "apply a policy")
+	house.Want(t, err, fault.Denied, "apply a policy")
 	anonymous := identity.Principal{Kind: identity.KindAnonymous}
 	_, err = h.roster.AddPerson(t.Context(), anonymous, "puppet", nil, "")
-	want(t, err, fault.Unauthenticated, "")
+	house.Want(t, err, fault.Unauthenticated, "")
 }

@@ -332,7 +332,7 @@ func TestAfterARestartWhatWasLiveIsLostAndItsRecordingVerifies(t *testing.T) {
 		t.Fatalf("%d closing entries", n)
 	}
 	_, findings, err := w.recordings.VerifyBlobs(ctx, func(fn func(store.Recorded) error) error {
-		all, err := w.store.Entries(ctx, store.EntryQuery{After: -1, Limit: 1000})
+		all, err := w.Store.Entries(ctx, store.EntryQuery{After: -1, Limit: 1000})
 		for _, e := range all {
 			if err := fn(e); err != nil {
 				return err

@@ -43,12 +43,12 @@ func TestWhoMayNoLongerWatchIsSentOut(t *testing.T) {
 			w.sessions.EndByPerson(t.Context(), bob.ID, bob.Epoch+1, "gone rogue")
 		}, "you are locked: gone rogue"},
 		"logged out": {func(w *world, bob identity.Principal) {
-			fatal(t, w.people.Logout(t.Context(), bob))
+			fatal(t, w.People.Logout(t.Context(), bob))
 			w.sessions.Recheck()
 		}, "this login was ended"},
 		"of another group": {func(w *world, bob identity.Principal) {
-			w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-				_, e, err := w.people.SetGroupsTx(tx, identity.Principal{ID: ledger.System}, bob.ID, []string{"developer"})
+			w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+				_, e, err := w.People.SetGroupsTx(tx, identity.Principal{ID: ledger.System}, bob.ID, []string{"developer"})
 				return e, err
 			})
 			w.sessions.Recheck()
@@ -93,8 +93,8 @@ func TestATicketOfSomebodyWhoWasLockedMeanwhileIsWorthNothing(t *testing.T) {
 		t.Errorf("a ticket from before the lock: %v", err)
 	}
 	late := must(w.sessions.Ticket(t.Context(), bob, l.ID(), session.ModeJoin))
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, e, err := w.people.LockTx(tx, ada.ID, bob.ID, "gone rogue")
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, e, err := w.People.LockTx(tx, ada.ID, bob.ID, "gone rogue")
 		return e, err
 	})
 	if _, err := w.sessions.Attach(l.ID(), late); err == nil {

@@ -2,7 +2,6 @@ package session_test
 
 import (
 	"context"
-	"crypto/rand"
 	"io"
 	"path/filepath"
 	"sync"
@@ -13,12 +12,11 @@ import (
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/identity"
-	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
-	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/test/house"
 )
 
 type frame struct {
@@ -191,10 +189,8 @@ func (g *grants) Active(_ store.Queryer, person, host string, _ time.Time) (door
 
 // world is a real installation whose nodes are played.
 type world struct {
+	*house.House
 	t          testing.TB
-	dir        string
-	store      *store.Store
-	people     *identity.People
 	grants     *grants
 	host       target.Host
 	nodes      *nodes
@@ -219,60 +215,39 @@ func fatal(t testing.TB, err error) {
 
 func newWorld(t testing.TB, rb recording.Deps, sb session.Bounds) *world {
 	t.Helper()
-	dir, ctx := t.TempDir(), context.Background()
-	fatal(t, keyring.Init(filepath.Join(dir, "keys"), filepath.Join(dir, "root"), "test.handrail.internal/log"))
-	ring := must(keyring.Open(filepath.Join(dir, "keys")))
-	flag := &identity.Flag{}
-	migrations := append(identity.Schema(), target.Schema()...)
-	migrations = append(append(migrations, policy.Schema()...), session.Schema()...)
-	w := &world{t: t, dir: dir, nodes: &nodes{obeys: true}, grants: &grants{force: map[string]doorway.GrantInForce{}}}
-	w.store = must(store.Open(ctx, store.Config{DSN: "sqlite:" + filepath.Join(dir, "db"), Origin: ring.Origin(), Signer: ring.Log(), Verifier: ring.LogVerifier(),
-		Seals: ring.Subjects(), Bootstrap: flag.Active, Migrations: migrations, Spool: filepath.Join(dir, "spool")}))
-	w.people = identity.New(identity.Deps{Store: w.store, Ring: ring, Bootstrap: flag, RPID: "localhost", Origins: []string{"http://localhost:4747"}})
-	fatal(t, w.people.Start(ctx))
-	hosts, force := target.NewHosts(w.store), policy.NewForce(w.store)
-	fatal(t, force.Seed(ctx))
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		e, err := hosts.AddTx(tx, target.Host{Name: "web-1", Environment: "production"})
-		return []ledger.Entry{e}, err
-	})
-	w.host = must(hosts.Get(ctx, "web-1"))
-	rb.Dir, rb.Store, rb.Subjects, rb.Replay = filepath.Join(dir, "recordings"), w.store, ring.Subjects(), ring.Replay()
+	ctx := context.Background()
+	w := &world{House: house.Build(t, house.Plan{Migrations: session.Schema()}), t: t, nodes: &nodes{obeys: true}, grants: &grants{force: map[string]doorway.GrantInForce{}}}
+	w.host = w.Host("web-1", "production")
+	rb.Dir, rb.Store, rb.Subjects, rb.Replay = filepath.Join(w.Dir, "recordings"), w.Store, w.Ring.Subjects(), w.Ring.Replay()
 	w.recordings = must(recording.New(rb))
-	w.deps = session.Deps{Store: w.store, Door: doorway.New(doorway.Deps{Store: w.store, People: w.people, Hosts: hosts, Policy: force, Grants: w.grants}),
-		Hosts: hosts, People: w.people, Grants: w.grants, Rules: force, Nodes: w.nodes, Recordings: w.recordings, Bounds: sb}
+	w.deps = session.Deps{Store: w.Store, Door: doorway.New(doorway.Deps{Store: w.Store, People: w.People, Hosts: w.Hosts, Policy: w.Force, Grants: w.grants}),
+		Hosts: w.Hosts, People: w.People, Grants: w.grants, Rules: w.Force, Nodes: w.nodes, Recordings: w.recordings, Bounds: sb}
 	w.sessions = session.New(w.deps)
 	t.Cleanup(func() {
 		end, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		w.sessions.Shutdown(end)
-		_ = w.store.Close()
+		w.Close()
 	})
 	return w
-}
-
-func (w *world) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
-	w.t.Helper()
-	_, err := w.store.Record(context.Background(), "test-"+rand.Text(), fn)
-	fatal(w.t, err)
 }
 
 // person is somebody who is logged in.
 func (w *world) person(name string, groups ...string) identity.Principal {
 	w.t.Helper()
 	var secret string
-	w.record(func(tx *store.Tx) (e []ledger.Entry, err error) {
-		p, e, err := w.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
+	w.Record(func(tx *store.Tx) (e []ledger.Entry, err error) {
+		p, e, err := w.People.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
 		if err != nil {
 			return nil, err
 		}
 		var made ledger.Entry
-		secret, made, err = w.people.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
+		secret, made, err = w.People.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
 		return append(e, made), err
 	})
-	login, _, _, err := w.people.Redeem(context.Background(), secret, nil, "", identity.ViaBrowser, "192.0.2.1")
+	login, _, _, err := w.People.Redeem(context.Background(), secret, nil, "", identity.ViaBrowser, "192.0.2.1")
 	fatal(w.t, err)
-	return must(w.people.Authenticate(context.Background(), login.Bearer))
+	return must(w.People.Authenticate(context.Background(), login.Bearer))
 }
 
 func (w *world) grant(by identity.Principal, g doorway.GrantInForce) {
@@ -286,7 +261,7 @@ func (w *world) grant(by identity.Principal, g doorway.GrantInForce) {
 
 func (w *world) entries(action ledger.Action) []ledger.Recorded {
 	w.t.Helper()
-	return must(w.store.Entries(context.Background(), store.EntryQuery{Action: string(action), Limit: 1000}))
+	return must(w.Store.Entries(context.Background(), store.EntryQuery{Action: string(action), Limit: 1000}))
 }
 
 // owner is a person who reads what comes.

@@ -57,9 +57,9 @@ func TestSFTPCopiesBothWays(t *testing.T) {
 	w := newWorld(t)
 	ada := w.person("ada", "developer")
 	ada.grant(doorway.GrantInForce{ID: "g-00000001"})
-	fatal(t, os.WriteFile(w.dir+"/up", []byte("payload\n"), 0o644))
+	fatal(t, os.WriteFile(w.Dir+"/up", []byte("payload\n"), 0o644))
 	r := ada.run("put up there\nget there back\n", "sftp", "-b", "-", "web-1+write@gate")
-	if r.status != 0 || string(must(os.ReadFile(w.dir+"/back"))) != "payload\n" {
+	if r.status != 0 || string(must(os.ReadFile(w.Dir+"/back"))) != "payload\n" {
 		t.Fatalf("got %+v", r)
 	}
 }
@@ -68,7 +68,7 @@ func TestSCPCopiesWithBothProtocols(t *testing.T) {
 	w := newWorld(t)
 	ada := w.person("ada", "developer")
 	ada.grant(doorway.GrantInForce{ID: "g-00000001"})
-	fatal(t, os.WriteFile(w.dir+"/up", []byte("payload\n"), 0o644))
+	fatal(t, os.WriteFile(w.Dir+"/up", []byte("payload\n"), 0o644))
 	for _, flags := range [][]string{nil, {"-O"}} {
 		if r := ada.run("", "scp", append(flags, "-q", "up", "web-1+write@gate:there")...); r.status != 0 {
 			t.Fatalf("scp %v up: %+v", flags, r)
@@ -76,10 +76,10 @@ func TestSCPCopiesWithBothProtocols(t *testing.T) {
 		if r := ada.run("", "scp", append(flags, "-q", "web-1@gate:there", "back")...); r.status != 0 {
 			t.Fatalf("scp %v down: %+v", flags, r)
 		}
-		if string(must(os.ReadFile(w.dir+"/back"))) != "payload\n" {
+		if string(must(os.ReadFile(w.Dir+"/back"))) != "payload\n" {
 			t.Fatalf("scp %v changed the file", flags)
 		}
-		fatal(t, os.Remove(w.dir+"/back"))
+		fatal(t, os.Remove(w.Dir+"/back"))
 	}
 }
 
@@ -87,15 +87,15 @@ func TestRsyncCopiesATreeBothWays(t *testing.T) {
 	w := newWorld(t)
 	ada := w.person("ada", "developer")
 	ada.grant(doorway.GrantInForce{ID: "g-00000001"})
-	fatal(t, os.MkdirAll(w.dir+"/tree/deep", 0o755))
-	fatal(t, os.WriteFile(w.dir+"/tree/deep/file", []byte(strings.Repeat("payload\n", 10_000)), 0o644))
+	fatal(t, os.MkdirAll(w.Dir+"/tree/deep", 0o755))
+	fatal(t, os.WriteFile(w.Dir+"/tree/deep/file", []byte(strings.Repeat("payload\n", 10_000)), 0o644))
 	if r := ada.run("", "rsync", "-a", "tree/", "web-1+write@gate:copy/"); r.status != 0 {
 		t.Fatalf("up: %+v", r)
 	}
 	if r := ada.run("", "rsync", "-a", "web-1@gate:copy/", "back/"); r.status != 0 {
 		t.Fatalf("down: %+v", r)
 	}
-	if string(must(os.ReadFile(w.dir+"/back/deep/file"))) != strings.Repeat("payload\n", 10_000) {
+	if string(must(os.ReadFile(w.Dir+"/back/deep/file"))) != strings.Repeat("payload\n", 10_000) {
 		t.Fatal("the file changed on the way")
 	}
 }

@@ -334,7 +334,7 @@ func sees(t *testing.T, a *session.Attachment, text string) {
 // principal adds somebody and returns them as they act.
 func (w *world) principal(name string, groups ...string) identity.Principal {
 	c := w.person(name, groups...)
-	by := must(w.people.AuthenticateKey(context.Background(), c.signer.PublicKey().(*ssh.Certificate).Key))
+	by := must(w.People.AuthenticateKey(context.Background(), c.signer.PublicKey().(*ssh.Certificate).Key))
 	return by
 }
 
@@ -383,7 +383,7 @@ func TestAStockClientWithoutKeyComesInByACode(t *testing.T) {
 		if _, after, ok := strings.Cut(seen.String(), "type the code  "); ok && !confirmed && strings.Contains(after, "\n") {
 			confirmed = true
 			code := strings.TrimSpace(strings.SplitN(after, "\n", 2)[0])
-			fatal(t, w.people.ConfirmCode(context.Background(), ada, code))
+			fatal(t, w.People.ConfirmCode(context.Background(), ada, code))
 		}
 		if err != nil {
 			break

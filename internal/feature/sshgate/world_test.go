@@ -24,12 +24,11 @@ import (
 	"handrail.dev/handrail/internal/feature/sshgate"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/identity"
-	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
-	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/test/house"
 )
 
 const origin = "test.handrail.internal/log"
@@ -55,11 +54,8 @@ func (g *grants) Active(_ store.Queryer, person, host string, _ time.Time) (door
 // world is an installation with a gateway on loopback, one host whose node is
 // a stand-in, and everything else real.
 type world struct {
+	*house.House
 	t          testing.TB
-	dir        string
-	ring       *keyring.Ring
-	store      *store.Store
-	people     *identity.People
 	grants     *grants
 	host       target.Host
 	node       *node
@@ -84,30 +80,15 @@ func newWorldWith(t testing.TB, rb recording.Bounds, sb session.Bounds) *world {
 
 func newWorldBehind(t testing.TB, rb recording.Bounds, sb session.Bounds, gb sshgate.Bounds) *world {
 	t.Helper()
-	dir := t.TempDir()
-	fatal(t, keyring.Init(filepath.Join(dir, "keys"), filepath.Join(dir, "root"), origin))
-	w := &world{t: t, dir: dir, ring: must(keyring.Open(filepath.Join(dir, "keys"))), grants: &grants{force: map[string]doorway.GrantInForce{}}, node: newNode(t)}
-	flag := &identity.Flag{}
-	migrations := append(identity.Schema(), target.Schema()...)
-	migrations = append(append(migrations, policy.Schema()...), session.Schema()...)
+	w := &world{House: house.Build(t, house.Plan{Migrations: session.Schema()}), t: t, grants: &grants{force: map[string]doorway.GrantInForce{}}, node: newNode(t)}
 	ctx, cancel := context.WithCancel(context.Background())
-	w.store = must(store.Open(ctx, store.Config{DSN: "sqlite:" + filepath.Join(dir, "db"), Origin: origin, Signer: w.ring.Log(), Verifier: w.ring.LogVerifier(),
-		Seals: w.ring.Subjects(), Bootstrap: flag.Active, Migrations: migrations, Spool: filepath.Join(dir, "spool")}))
-	w.people = identity.New(identity.Deps{Store: w.store, Ring: w.ring, Bootstrap: flag, RPID: "localhost", Origins: []string{"http://localhost:4747"}})
-	fatal(t, w.people.Start(ctx))
-	hosts, force := target.NewHosts(w.store), policy.NewForce(w.store)
-	fatal(t, force.Seed(ctx))
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		e, err := hosts.AddTx(tx, target.Host{Name: "web-1", Environment: "production"})
-		return []ledger.Entry{e}, err
-	})
-	w.host = must(hosts.Get(ctx, "web-1"))
-	door := doorway.New(doorway.Deps{Store: w.store, People: w.people, Hosts: hosts, Policy: force, Grants: w.grants})
-	w.recordings = must(recording.New(recording.Deps{Dir: filepath.Join(dir, "recordings"), Store: w.store, Subjects: w.ring.Subjects(), Replay: w.ring.Replay(), Bounds: rb}))
-	w.sessions = session.New(session.Deps{Store: w.store, Door: door, Hosts: hosts, People: w.people, Grants: w.grants, Rules: force, Nodes: w.node,
+	w.host = w.Host("web-1", "production")
+	door := doorway.New(doorway.Deps{Store: w.Store, People: w.People, Hosts: w.Hosts, Policy: w.Force, Grants: w.grants})
+	w.recordings = must(recording.New(recording.Deps{Dir: filepath.Join(w.Dir, "recordings"), Store: w.Store, Subjects: w.Ring.Subjects(), Replay: w.Ring.Replay(), Bounds: rb}))
+	w.sessions = session.New(session.Deps{Store: w.Store, Door: door, Hosts: w.Hosts, People: w.People, Grants: w.grants, Rules: w.Force, Nodes: w.node,
 		Recordings: w.recordings, Bounds: sb})
-	gate := sshgate.New(sshgate.Deps{Sessions: w.sessions, People: w.people, CodeURL: "http://localhost:4747/code", Bounds: gb,
-		HostKeys: []ssh.Signer{must(w.ring.SSHHostSigner([]string{"127.0.0.1"})), w.ring.SSHHostKey()}})
+	gate := sshgate.New(sshgate.Deps{Sessions: w.sessions, People: w.People, CodeURL: "http://localhost:4747/code", Bounds: gb,
+		HostKeys: []ssh.Signer{must(w.Ring.SSHHostSigner([]string{"127.0.0.1"})), w.Ring.SSHHostKey()}})
 	ln := must(net.Listen("tcp", "127.0.0.1:0"))
 	w.addr = ln.Addr().(*net.TCPAddr)
 	var running sync.WaitGroup
@@ -118,7 +99,7 @@ func newWorldBehind(t testing.TB, rb recording.Bounds, sb session.Bounds, gb ssh
 		w.sessions.Shutdown(ctx)
 		cancel()
 		running.Wait()
-		_ = w.store.Close()
+		w.Close()
 	})
 	return w
 }
@@ -128,12 +109,6 @@ func fatal(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func (w *world) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
-	w.t.Helper()
-	_, err := w.store.Record(context.Background(), "test-"+rand.Text(), fn)
-	fatal(w.t, err)
 }
 
 // client is a person with an ssh configuration of their own.
@@ -149,24 +124,24 @@ func (w *world) person(name string, groups ...string) *client {
 	w.t.Helper()
 	var who identity.Person
 	var secret string
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		p, entries, err := w.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		p, entries, err := w.People.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
 		if err != nil {
 			return nil, err
 		}
-		s, e, err := w.people.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
+		s, e, err := w.People.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
 		who, secret = p, s
 		return append(entries, e), err
 	})
 	dir := w.t.TempDir()
 	_, private := must2(ed25519.GenerateKey(rand.Reader))
 	signer := must(ssh.NewSignerFromKey(private))
-	_, _, cert, err := w.people.Redeem(context.Background(), secret, signer.PublicKey().Marshal(), "laptop", identity.ViaDevice, "127.0.0.1")
+	_, _, cert, err := w.People.Redeem(context.Background(), secret, signer.PublicKey().Marshal(), "laptop", identity.ViaDevice, "127.0.0.1")
 	fatal(w.t, err)
 	key := filepath.Join(dir, "key")
 	fatal(w.t, os.WriteFile(key, pem.EncodeToMemory(must(ssh.MarshalPrivateKey(private, ""))), 0o600))
 	fatal(w.t, os.WriteFile(key+"-cert.pub", ssh.MarshalAuthorizedKey(cert), 0o600))
-	bundle, _ := w.ring.Bundle()
+	bundle, _ := w.Ring.Bundle()
 	known := filepath.Join(dir, "known")
 	fatal(w.t, os.WriteFile(known, []byte("@cert-authority * "+strings.TrimSpace(bundle.SSHHostCA[0])+"\n"), 0o600))
 	config := filepath.Join(dir, "config")
@@ -221,9 +196,9 @@ func (c *client) command(name string, args ...string) *exec.Cmd {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	c.w.t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "GIT_SSH_COMMAND=ssh -F "+c.config, "RSYNC_RSH=ssh -F "+c.config, "HOME="+c.w.dir,
+	cmd.Env = append(os.Environ(), "GIT_SSH_COMMAND=ssh -F "+c.config, "RSYNC_RSH=ssh -F "+c.config, "HOME="+c.w.Dir,
 		"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@example.org", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@example.org")
-	cmd.Dir = c.w.dir
+	cmd.Dir = c.w.Dir
 	return cmd
 }
 
@@ -240,7 +215,7 @@ func (c *client) dial(user string) *ssh.Client {
 // entries are those of an action, newest first.
 func (w *world) entries(action ledger.Action) []ledger.Recorded {
 	w.t.Helper()
-	return must(w.store.Entries(context.Background(), store.EntryQuery{Action: string(action), Limit: 1000}))
+	return must(w.Store.Entries(context.Background(), store.EntryQuery{Action: string(action), Limit: 1000}))
 }
 
 // eventually waits for what another goroutine brings about.

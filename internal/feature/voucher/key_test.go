@@ -18,13 +18,13 @@ import (
 func (w *world) device(of identity.Principal) (line string) {
 	w.t.Helper()
 	var secret string
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		made, e, err := w.people.LoginTokenTx(tx, of.ID, ledger.System, time.Hour)
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		made, e, err := w.People.LoginTokenTx(tx, of.ID, ledger.System, time.Hour)
 		secret = made
 		return []ledger.Entry{e}, err
 	})
 	pub, _ := key()
-	_, _, _, err := w.people.Redeem(w.t.Context(), secret, pub.Marshal(), "laptop", identity.ViaDevice, "192.0.2.9")
+	_, _, _, err := w.People.Redeem(w.t.Context(), secret, pub.Marshal(), "laptop", identity.ViaDevice, "192.0.2.9")
 	fatal(w.t, err)
 	return string(ssh.MarshalAuthorizedKey(pub))
 }
@@ -33,7 +33,7 @@ func TestAStolenLoginGetsNoVoucherOnAKeyOfItsOwn(t *testing.T) {
 	w := newWorld(t)
 	ada := w.person("ada", "operator")
 	old := w.device(ada) // in bootstrap, where a device counts at once
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) { return w.people.EndBootstrapTx(tx, ada.ID) })
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) { return w.People.EndBootstrapTx(tx, ada.ID) })
 	if _, err := w.fetch(ada); fault.KindOf(err) != fault.Denied {
 		t.Errorf("a key that nobody knows: %v", err)
 	}

@@ -25,12 +25,11 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/fleet"
 	"handrail.dev/handrail/internal/foundation/identity"
-	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
-	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/test/house"
 )
 
 // nodes remembers the orders that went out.
@@ -60,11 +59,8 @@ func (none) Brake(context.Context, wire.Brake) ([]wire.BrakeAnswer, error) {
 
 // world is an installation whose one host is played by the test.
 type world struct {
+	*house.House
 	t        *testing.T
-	ring     *keyring.Ring
-	store    *store.Store
-	people   *identity.People
-	hosts    *target.Hosts
 	access   *access.Access
 	sessions *session.Sessions
 	rec      *recording.Recordings
@@ -92,32 +88,17 @@ func fatal(t *testing.T, err error) {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	dir, ctx := t.TempDir(), t.Context()
-	fatal(t, keyring.Init(filepath.Join(dir, "keys"), filepath.Join(dir, "root"), "test.handrail.internal/log"))
-	w := &world{t: t, ring: must(keyring.Open(filepath.Join(dir, "keys"))), nodes: &nodes{}}
-	flag := &identity.Flag{}
-	w.store = must(store.Open(ctx, store.Config{DSN: "sqlite:" + filepath.Join(dir, "db"), Origin: w.ring.Origin(), Signer: w.ring.Log(), Verifier: w.ring.LogVerifier(),
-		Seals: w.ring.Subjects(), Bootstrap: flag.Active, Spool: filepath.Join(dir, "spool"),
-		Migrations: slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), voucher.Schema())}))
-	t.Cleanup(func() { _ = w.store.Close() })
-	w.people = identity.New(identity.Deps{Store: w.store, Ring: w.ring, Bootstrap: flag})
-	fatal(t, w.people.Start(ctx))
-	w.hosts = target.NewHosts(w.store)
-	force := policy.NewForce(w.store)
-	fatal(t, force.Seed(ctx))
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		e, err := w.hosts.AddTx(tx, target.Host{Name: "web-1", Environment: "production"})
-		return []ledger.Entry{e}, err
-	})
-	w.host = must(w.hosts.Get(ctx, "web-1"))
-	approvals := approval.New(approval.Deps{Store: w.store, People: w.people, Kinds: access.Kinds(w.hosts)})
-	door := doorway.New(doorway.Deps{Store: w.store, People: w.people, Hosts: w.hosts, Policy: force, Grants: access.Standing{}})
-	w.access = access.New(access.Deps{Store: w.store, Door: door, Approvals: approvals, Policy: force, Hosts: w.hosts, People: w.people})
-	w.rec = must(recording.New(recording.Deps{Dir: filepath.Join(dir, "recordings"), Store: w.store, Subjects: w.ring.Subjects(), Replay: w.ring.Replay()}))
-	w.sessions = session.New(session.Deps{Store: w.store, Door: door, Hosts: w.hosts, People: w.people, Grants: access.Standing{}, Rules: force,
+	w := &world{House: house.Build(t, house.Plan{Migrations: slices.Concat(approval.Schema(), access.Schema(), session.Schema(), voucher.Schema())}), t: t, nodes: &nodes{}}
+	t.Cleanup(w.Close)
+	w.host = w.Host("web-1", "production")
+	approvals := approval.New(approval.Deps{Store: w.Store, People: w.People, Kinds: access.Kinds(w.Hosts)})
+	door := doorway.New(doorway.Deps{Store: w.Store, People: w.People, Hosts: w.Hosts, Policy: w.Force, Grants: access.Standing{}})
+	w.access = access.New(access.Deps{Store: w.Store, Door: door, Approvals: approvals, Policy: w.Force, Hosts: w.Hosts, People: w.People})
+	w.rec = must(recording.New(recording.Deps{Dir: filepath.Join(w.Dir, "recordings"), Store: w.Store, Subjects: w.Ring.Subjects(), Replay: w.Ring.Replay()}))
+	w.sessions = session.New(session.Deps{Store: w.Store, Door: door, Hosts: w.Hosts, People: w.People, Grants: access.Standing{}, Rules: w.Force,
 		Nodes: none{}, Recordings: w.rec})
-	w.vouchers = voucher.New(voucher.Deps{Store: w.store, Ring: w.ring, Door: door, People: w.people, Hosts: w.hosts, Policy: force, Access: w.access,
-		Sessions: w.sessions, Nodes: w.nodes, Dir: filepath.Join(dir, "journals"), Log: slog.New(slog.DiscardHandler),
+	w.vouchers = voucher.New(voucher.Deps{Store: w.Store, Ring: w.Ring, Door: door, People: w.People, Hosts: w.Hosts, Policy: w.Force, Access: w.access,
+		Sessions: w.sessions, Nodes: w.nodes, Dir: filepath.Join(w.Dir, "journals"), Log: slog.New(slog.DiscardHandler),
 		Epochs: func(context.Context) (fleet.Epochs, error) { return fleet.Epochs{}, nil }})
 	_, w.key = key()
 	w.keyed()
@@ -141,17 +122,11 @@ func (w *world) keyed() {
 	}
 }
 
-func (w *world) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
-	w.t.Helper()
-	_, err := w.store.Record(w.t.Context(), "test-"+rand.Text(), fn)
-	fatal(w.t, err)
-}
-
 func (w *world) person(name string, groups ...string) identity.Principal {
 	w.t.Helper()
 	var p identity.Person
-	w.record(func(tx *store.Tx) (e []ledger.Entry, err error) {
-		p, e, err = w.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
+	w.Record(func(tx *store.Tx) (e []ledger.Entry, err error) {
+		p, e, err = w.People.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
 		return e, err
 	})
 	return identity.Principal{ID: p.ID, Name: p.Name, Kind: identity.KindPerson, Groups: p.Groups, Epoch: p.Epoch}
@@ -159,7 +134,7 @@ func (w *world) person(name string, groups ...string) identity.Principal {
 
 func (w *world) entries(action ledger.Action) []ledger.Recorded {
 	w.t.Helper()
-	return must(w.store.Entries(w.t.Context(), store.EntryQuery{Action: string(action), Limit: 1000}))
+	return must(w.Store.Entries(w.t.Context(), store.EntryQuery{Action: string(action), Limit: 1000}))
 }
 
 // fetch gets a voucher on a new key.
@@ -228,7 +203,7 @@ func TestWhatAHostRecordedComesBackWholeAndOwesAReview(t *testing.T) {
 		t.Fatalf("%d entries say that a voucher was used", n)
 	}
 	a := w.send("s-00000001", file, false, 1000)
-	receipt, err := wire.OpenReceipt(a.Receipt, w.ring.Order().Public().(ed25519.PublicKey))
+	receipt, err := wire.OpenReceipt(a.Receipt, w.Ring.Order().Public().(ed25519.PublicKey))
 	if err != nil || receipt.Size != int64(len(file)) || receipt.Session != "s-00000001" {
 		t.Fatalf("%+v %v", a, err)
 	}
@@ -389,8 +364,8 @@ func TestWhoLeavesAGroupHasAVoucherThatIsVoid(t *testing.T) {
 	fatal(t, err)
 	_, err = w.fetch(ben)
 	fatal(t, err)
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, entries, err := w.people.SetGroupsTx(tx, identity.Principal{ID: ledger.System}, ada.ID, []string{"developer"})
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, entries, err := w.People.SetGroupsTx(tx, identity.Principal{ID: ledger.System}, ada.ID, []string{"developer"})
 		return entries, err
 	})
 	var void []uint64
@@ -408,20 +383,20 @@ func TestAVoucherOnTheKeyOfARevokedDeviceIsVoid(t *testing.T) {
 	w := newWorld(t)
 	ada := w.person("ada", "operator")
 	var secret string
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		made, e, err := w.people.LoginTokenTx(tx, ada.ID, ledger.System, time.Hour)
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		made, e, err := w.People.LoginTokenTx(tx, ada.ID, ledger.System, time.Hour)
 		secret = made
 		return []ledger.Entry{e}, err
 	})
 	pub, _ := key()
-	login, _, _, err := w.people.Redeem(t.Context(), secret, pub.Marshal(), "laptop", identity.ViaDevice, "192.0.2.9")
+	login, _, _, err := w.People.Redeem(t.Context(), secret, pub.Marshal(), "laptop", identity.ViaDevice, "192.0.2.9")
 	fatal(t, err)
 	stolen, err := w.vouchers.Fetch(t.Context(), ada, string(ssh.MarshalAuthorizedKey(pub)), nil)
 	fatal(t, err)
 	_, err = w.fetch(ada) // on another key
 	fatal(t, err)
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		return w.people.RevokeCredentialTx(tx, ada.ID, login.Device, "stolen")
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		return w.People.RevokeCredentialTx(tx, ada.ID, login.Device, "stolen")
 	})
 	if void := must(w.vouchers.Revoked(t.Context())); !slices.Equal(void, []uint64{stolen.Certificate.Serial}) {
 		t.Errorf("void are %v, want %d", void, stolen.Certificate.Serial)

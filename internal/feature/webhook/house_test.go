@@ -2,16 +2,13 @@ package webhook_test
 
 import (
 	"context"
-	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"path/filepath"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -21,46 +18,23 @@ import (
 	"handrail.dev/handrail/internal/feature/webhook"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/doorway"
-	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/identity"
-	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
-	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
-	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/test/house"
 )
 
 // patience is how long a test waits for what must happen.
 const patience = 60 * time.Second
 
-// house is an installation with two admins, after bootstrap.
-type house struct {
+// home is a house with two admins, after bootstrap.
+type home struct {
+	*house.House
 	t         *testing.T
-	store     *store.Store
-	people    *identity.People
 	approvals *approval.Approvals
 	deps      webhook.Deps
 	hooks     *webhook.Hooks
-	ada, bob  resident
-}
-
-type resident struct {
-	identity.Principal
-	key ssh.Signer
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func want(t *testing.T, err error, kind fault.Kind, part string) {
-	t.Helper()
-	if err == nil || fault.KindOf(err) != kind || !strings.Contains(err.Error(), part) {
-		t.Fatalf("got %v (%v), want %v with %q", err, fault.KindOf(err), kind, part)
-	}
+	ada, bob  house.Resident
 }
 
 // quick are bounds under which a test sees days of retries.
@@ -68,68 +42,44 @@ var quick = webhook.Bounds{
 	Retry: []time.Duration{time.Millisecond, time.Millisecond, time.Millisecond}, Answer: 5 * time.Second, Beat: 20 * time.Millisecond, Told: 50 * time.Millisecond,
 }
 
-func build(t *testing.T, b webhook.Bounds) *house {
+func build(t *testing.T, b webhook.Bounds) *home {
 	t.Helper()
-	dir := t.TempDir()
-	must(t, keyring.Init(filepath.Join(dir, "keys"), filepath.Join(dir, "root"), "test.handrail.internal"))
-	ring, err := keyring.Open(filepath.Join(dir, "keys"))
-	must(t, err)
-	flag := &identity.Flag{}
-	h := &house{t: t}
-	h.store, err = store.Open(t.Context(), store.Config{
-		DSN: "sqlite:" + dir, Spool: dir, Origin: ring.Origin(), Signer: ring.Log(), Verifier: ring.LogVerifier(), Seals: ring.Subjects(), Bootstrap: flag.Active,
-		Migrations:   slices.Concat(identity.Schema(), target.Schema(), policy.Schema(), approval.Schema(), roster.Schema(), webhook.Schema()),
+	h := &home{t: t}
+	h.House = house.Build(t, house.Plan{
+		Migrations:   slices.Concat(approval.Schema(), roster.Schema(), webhook.Schema()),
 		Observations: webhook.Observations(),
 	})
-	must(t, err)
-	t.Cleanup(func() { _ = h.store.Close() })
-	h.people = identity.New(identity.Deps{Store: h.store, Ring: ring, Bootstrap: flag, RPID: "localhost", Origins: []string{"http://localhost"}})
-	must(t, h.people.Start(t.Context()))
-	hosts, force := target.NewHosts(h.store), policy.NewForce(h.store)
-	must(t, force.Seed(t.Context()))
-	kinds := slices.Concat(roster.Kinds(h.people, hosts, force), webhook.Kinds(func() *webhook.Hooks { return h.hooks }))
-	h.approvals = approval.New(approval.Deps{Store: h.store, People: h.people, Kinds: kinds})
-	door := doorway.New(doorway.Deps{Store: h.store, People: h.people, Hosts: hosts, Policy: force})
-	r := roster.New(roster.Deps{Store: h.store, Ring: ring, People: h.people, Hosts: hosts, Policy: force, Approvals: h.approvals, Door: door, Brake: func(context.Context, string, string) int { return 0 }})
+	t.Cleanup(h.Close)
+	kinds := slices.Concat(roster.Kinds(h.People, h.Hosts, h.Force), webhook.Kinds(func() *webhook.Hooks { return h.hooks }))
+	h.approvals = approval.New(approval.Deps{Store: h.Store, People: h.People, Kinds: kinds})
+	door := doorway.New(doorway.Deps{Store: h.Store, People: h.People, Hosts: h.Hosts, Policy: h.Force})
+	r := roster.New(roster.Deps{Store: h.Store, Ring: h.Ring, People: h.People, Hosts: h.Hosts, Policy: h.Force, Approvals: h.approvals, Door: door, Brake: func(context.Context, string, string) int { return 0 }})
 	h.deps = webhook.Deps{
-		Store: h.store, Door: door, Approvals: h.approvals, People: h.people, Policy: force, Seals: ring.Subjects(), Ledger: ring.Origin(), Bounds: b,
+		Store: h.Store, Door: door, Approvals: h.approvals, People: h.People, Policy: h.Force, Seals: h.Ring.Subjects(), Ledger: h.Ring.Origin(), Bounds: b,
 	}
 	h.hooks = webhook.New(h.deps)
-	secret, err := h.people.EnsureBootstrapLink(t.Context())
-	must(t, err)
-	h.ada = h.enter(secret)
-	_, err = h.people.SetName(t.Context(), h.ada.Principal, "ada")
-	must(t, err)
+	secret, err := h.People.EnsureBootstrapLink(t.Context())
+	house.Must(t, err)
+	h.ada = h.Enter(secret)
+	_, err = h.People.SetName(t.Context(), h.ada.Principal, "ada")
+	house.Must(t, err)
 	h.ada.Name = "ada"
 	added, err := r.AddPerson(t.Context(), h.ada.Principal, "bob", []string{"admin"}, "")
-	must(t, err)
-	h.bob = h.enter(added.Secret)
-	must(t, r.EndBootstrap(t.Context(), h.ada.Principal))
+	house.Must(t, err)
+	h.bob = h.Enter(added.Secret)
+	house.Must(t, r.EndBootstrap(t.Context(), h.ada.Principal))
 	return h
 }
 
-func (h *house) enter(secret string) resident {
+func (h *home) record(fn func(*store.Tx) ([]ledger.Entry, error)) store.Receipt {
 	h.t.Helper()
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	must(h.t, err)
-	signer, err := ssh.NewSignerFromKey(key)
-	must(h.t, err)
-	login, _, _, err := h.people.Redeem(h.t.Context(), secret, signer.PublicKey().Marshal(), "laptop", identity.ViaDevice, "192.0.2.1:1")
-	must(h.t, err)
-	who, err := h.people.Authenticate(h.t.Context(), login.Bearer)
-	must(h.t, err)
-	return resident{who, signer}
-}
-
-func (h *house) record(fn func(*store.Tx) ([]ledger.Entry, error)) store.Receipt {
-	h.t.Helper()
-	r, err := h.store.Record(h.t.Context(), "test-"+rand.Text(), fn)
-	must(h.t, err)
+	r, err := h.Store.Record(h.t.Context(), "test-"+rand.Text(), fn)
+	house.Must(h.t, err)
 	return r
 }
 
 // happen records an entry that hooks may be told of, and returns where it is.
-func (h *house) happen(action ledger.Action, payload any) int64 {
+func (h *home) happen(action ledger.Action, payload any) int64 {
 	h.t.Helper()
 	return h.record(func(*store.Tx) ([]ledger.Entry, error) {
 		return []ledger.Entry{{Action: action, Subjects: []string{h.ada.ID}, Payload: payload}}, nil
@@ -137,13 +87,13 @@ func (h *house) happen(action ledger.Action, payload any) int64 {
 }
 
 // approve has a second person agree to exactly what is shown.
-func (h *house) approve(by resident, id string) error {
+func (h *home) approve(by house.Resident, id string) error {
 	h.t.Helper()
 	a, err := h.approvals.Get(h.t.Context(), id)
-	must(h.t, err)
-	sig, err := by.key.Sign(rand.Reader, identity.ApprovalMessage(a.Hash))
-	must(h.t, err)
-	_, err = h.store.Record(h.t.Context(), "test-"+rand.Text(), func(tx *store.Tx) ([]ledger.Entry, error) {
+	house.Must(h.t, err)
+	sig, err := by.Key.Sign(rand.Reader, identity.ApprovalMessage(a.Hash))
+	house.Must(h.t, err)
+	_, err = h.Store.Record(h.t.Context(), "test-"+rand.Text(), func(tx *store.Tx) ([]ledger.Entry, error) {
 		_, entries, err := h.approvals.ApproveTx(tx, by.Principal, id, a.Hash, approval.Evidence{DeviceSignature: ssh.Marshal(sig)})
 		return entries, err
 	})
@@ -151,21 +101,21 @@ func (h *house) approve(by resident, id string) error {
 }
 
 // add is a hook that two people agreed to.
-func (h *house) add(url string, actions ...string) webhook.Added {
+func (h *home) add(url string, actions ...string) webhook.Added {
 	h.t.Helper()
 	return h.addAs(webhook.Wanted{Name: "siem", URL: url, Actions: actions})
 }
 
-func (h *house) addAs(w webhook.Wanted) webhook.Added {
+func (h *home) addAs(w webhook.Wanted) webhook.Added {
 	h.t.Helper()
 	a, err := h.hooks.Add(h.t.Context(), h.ada.Principal, w)
-	must(h.t, err)
-	must(h.t, h.approve(h.bob, a.Approval))
+	house.Must(h.t, err)
+	house.Must(h.t, h.approve(h.bob, a.Approval))
 	return a
 }
 
 // run runs hooks until the test ends, or stop is called.
-func (h *house) run(x *webhook.Hooks) (stop func()) {
+func (h *home) run(x *webhook.Hooks) (stop func()) {
 	ctx, cancel := context.WithCancel(h.t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = x.Run(ctx) }()
@@ -175,12 +125,12 @@ func (h *house) run(x *webhook.Hooks) (stop func()) {
 }
 
 // until waits for an entry.
-func (h *house) until(action ledger.Action) ledger.Recorded {
+func (h *home) until(action ledger.Action) ledger.Recorded {
 	h.t.Helper()
 	ctx, cancel := context.WithTimeout(h.t.Context(), patience)
 	defer cancel()
 	var found ledger.Recorded
-	_ = h.store.Follow(ctx, -1, func(r ledger.Recorded) error {
+	_ = h.Store.Follow(ctx, -1, func(r ledger.Recorded) error {
 		if r.Parsed.Action == action {
 			found = r
 			return io.EOF
@@ -242,7 +192,7 @@ func receive(t *testing.T, answer func(n int, g got, w http.ResponseWriter)) *re
 }
 
 // eventually waits until something is so.
-func (h *house) eventually(what string, f func() bool) {
+func (h *home) eventually(what string, f func() bool) {
 	h.t.Helper()
 	end, again := time.After(patience), time.NewTicker(10*time.Millisecond)
 	defer again.Stop()
@@ -278,7 +228,7 @@ func (r *receiver) next(t *testing.T) got {
 }
 
 // trusted are bounds and roots with which r can be told.
-func (h *house) trust(r *receiver) {
+func (h *home) trust(r *receiver) {
 	h.deps.Roots = x509.NewCertPool()
 	h.deps.Roots.AddCert(r.Certificate())
 	h.hooks = webhook.New(h.deps)

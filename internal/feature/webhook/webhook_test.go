@@ -17,6 +17,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/test/house"
 )
 
 // secretOf is the key in a secret as the receiver is given it.
@@ -27,7 +28,7 @@ func secretOf(t *testing.T, given, prefix string) []byte {
 		t.Fatalf("%.8s… does not begin with %s", given, prefix)
 	}
 	b, err := base64.StdEncoding.DecodeString(text)
-	must(t, err)
+	house.Must(t, err)
 	return b
 }
 
@@ -49,15 +50,15 @@ func TestNobodyIsToldUntilASecondPersonAgrees(t *testing.T) {
 	h.trust(r)
 	h.run(h.hooks)
 	a, err := h.hooks.Add(t.Context(), h.ada.Principal, webhook.Wanted{Name: "siem", URL: r.URL, Actions: []string{"thing.*"}})
-	must(t, err)
+	house.Must(t, err)
 	if a.Approval == "" {
 		t.Fatal("nobody has to agree")
 	}
 	h.happen("thing.before", nil)
-	want(t, h.approve(h.ada, a.Approval), fault.Denied, "")
+	house.Want(t, h.approve(h.ada, a.Approval), fault.Denied, "")
 	_, _, err = h.hooks.Test(t.Context(), h.ada.Principal, "siem")
-	want(t, err, fault.NeedsApproval, "agreed")
-	must(t, h.approve(h.bob, a.Approval))
+	house.Want(t, err, fault.NeedsApproval, "agreed")
+	house.Must(t, h.approve(h.bob, a.Approval))
 	seq := h.happen("thing.happened", map[string]string{"who": "ada"})
 	g := r.next(t)
 	if g.Type != "thing.happened" || g.Seq != seq {
@@ -66,8 +67,8 @@ func TestNobodyIsToldUntilASecondPersonAgrees(t *testing.T) {
 	if !signedBy(g, secretOf(t, a.Given, "whsec_")) {
 		t.Error("what came is not signed by the secret that was shown")
 	}
-	stored, err := h.store.Entries(t.Context(), store.EntryQuery{Limit: 1000})
-	must(t, err)
+	stored, err := h.Store.Entries(t.Context(), store.EntryQuery{Limit: 1000})
+	house.Must(t, err)
 	for _, e := range stored {
 		if strings.Contains(string(e.Payload), a.Given[len("whsec_"):]) {
 			t.Errorf("entry #%d holds the secret", e.Seq)
@@ -78,13 +79,13 @@ func TestNobodyIsToldUntilASecondPersonAgrees(t *testing.T) {
 func TestARefusedWebhookIsForgotten(t *testing.T) {
 	h := build(t, quick)
 	a, err := h.hooks.Add(t.Context(), h.ada.Principal, webhook.Wanted{Name: "siem", URL: "https://siem.example.org/in", Actions: []string{"*"}})
-	must(t, err)
+	house.Must(t, err)
 	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		_, entries, err := h.approvals.DenyTx(tx, h.bob.Principal, a.Approval, "no")
 		return entries, err
 	})
 	all, err := h.hooks.List(t.Context())
-	must(t, err)
+	house.Must(t, err)
 	if len(all) != 0 {
 		t.Errorf("%d webhooks are left", len(all))
 	}
@@ -126,10 +127,10 @@ func TestEntriesArriveInOrderEachAtLeastOnce(t *testing.T) {
 	var sum struct{ Delivered, Failed int64 }
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	err := h.store.Follow(ctx, -1, func(e ledger.Recorded) error {
+	err := h.Store.Follow(ctx, -1, func(e ledger.Recorded) error {
 		if e.Parsed.Action == webhook.ActionDelivered {
 			var p struct{ Delivered, Failed int64 }
-			must(t, json.Unmarshal(e.Payload, &p))
+			house.Must(t, json.Unmarshal(e.Payload, &p))
 			sum.Delivered, sum.Failed = sum.Delivered+p.Delivered, sum.Failed+p.Failed
 		}
 		if sum.Delivered == 20 {
@@ -141,7 +142,7 @@ func TestEntriesArriveInOrderEachAtLeastOnce(t *testing.T) {
 		t.Errorf("the ledger was told of %d deliveries and %d attempts in vain: %v", sum.Delivered, sum.Failed, err)
 	}
 	_, tried, err := h.hooks.Deliveries(t.Context(), "siem")
-	must(t, err)
+	house.Must(t, err)
 	if len(tried) != 60 || tried[0].Failure != "" || tried[2].Status != 500 {
 		t.Errorf("%d attempts are remembered, the last %+v", len(tried), tried[0])
 	}
@@ -204,10 +205,10 @@ func TestAWebhookThatFailsForTooLongIsDisabledAndResumed(t *testing.T) {
 		}
 	}
 	_, _, err := h.hooks.Test(t.Context(), h.ada.Principal, "siem")
-	want(t, err, fault.Conflict, "disabled")
+	house.Want(t, err, fault.Conflict, "disabled")
 	close(well)
 	_, err = h.hooks.Resume(t.Context(), h.bob.Principal, "siem")
-	must(t, err)
+	house.Must(t, err)
 	if g := r.next(t); g.Seq != first {
 		t.Errorf("it goes on with #%d, want #%d", g.Seq, first)
 	}
@@ -237,7 +238,7 @@ func TestWithoutTheDeclarationNoNameLeaves(t *testing.T) {
 		t.Errorf("a hook that was not declared to carry names was sent %s", g.Body)
 	}
 	_, err := h.hooks.Remove(t.Context(), h.ada.Principal, "thin")
-	must(t, err)
+	house.Must(t, err)
 	h.addAs(webhook.Wanted{Name: "full", URL: r.URL + "/full", Actions: []string{"thing.*"}, Names: true})
 	h.happen("thing.happened", map[string]string{"name": "a-name-that-goes"})
 	if g := r.next(t); !strings.Contains(g.Payload, "a-name-that-goes") {
@@ -266,8 +267,8 @@ func TestWhatWasErasedIsNotSentByARetry(t *testing.T) {
 		return entries, nil
 	})
 	await(t, arrived)
-	_, err := h.store.Erase(t.Context(), "test-erase", "p-00000001", ledger.Entry{Subjects: []string{h.ada.ID}, SealTo: ledger.System})
-	must(t, err)
+	_, err := h.Store.Erase(t.Context(), "test-erase", "p-00000001", ledger.Entry{Subjects: []string{h.ada.ID}, SealTo: ledger.System})
+	house.Must(t, err)
 	close(erased)
 	if g := r.next(t); !strings.Contains(g.Payload, "eve") {
 		t.Errorf("the first attempt was before the erasure, and sent %s", g.Body)
@@ -286,7 +287,7 @@ func TestForADayBothSecretsSign(t *testing.T) {
 	a := h.add(r.URL, "thing.*")
 	h.run(h.hooks)
 	_, given, err := h.hooks.Rotate(t.Context(), h.bob.Principal, "siem")
-	must(t, err)
+	house.Must(t, err)
 	h.happen("thing.happened", nil)
 	g := r.next(t)
 	if !signedBy(g, secretOf(t, a.Given, "whsec_")) || !signedBy(g, secretOf(t, given, "whsec_")) {
@@ -295,7 +296,7 @@ func TestForADayBothSecretsSign(t *testing.T) {
 	h.deps.Bounds.Overlap = time.Nanosecond
 	h.hooks = webhook.New(h.deps)
 	_, last, err := h.hooks.Rotate(t.Context(), h.bob.Principal, "siem")
-	must(t, err)
+	house.Must(t, err)
 	for !signedBy(g, secretOf(t, last, "whsec_")) { // the worker may not have heard yet
 		h.happen("thing.happened", nil)
 		g = r.next(t)
@@ -314,7 +315,7 @@ func TestAKeySignsWhereThatWasAskedFor(t *testing.T) {
 	h.happen("thing.happened", nil)
 	g := r.next(t)
 	sig, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(g.Signature, "v1a,"))
-	must(t, err)
+	house.Must(t, err)
 	if !ed25519.Verify(secretOf(t, a.Given, "whpk_"), []byte(g.ID+"."+g.Timestamp+"."+string(g.Body)), sig) {
 		t.Errorf("the key that was shown did not make %s", g.Signature)
 	}
@@ -390,7 +391,7 @@ func TestAPlaceOnlyMovesForward(t *testing.T) {
 	}
 	h.eventually("the place to be kept", func() bool {
 		all, err := h.hooks.List(t.Context())
-		must(t, err)
+		house.Must(t, err)
 		return all[0].Seq >= second
 	})
 	stop()
@@ -401,7 +402,7 @@ func TestAPlaceOnlyMovesForward(t *testing.T) {
 		}
 	}
 	all, err := h.hooks.List(t.Context())
-	must(t, err)
+	house.Must(t, err)
 	if len(all) != 1 || all[0].Seq < second {
 		t.Errorf("the place is #%d, after #%d was taken", all[0].Seq, second)
 	}
@@ -410,7 +411,7 @@ func TestAPlaceOnlyMovesForward(t *testing.T) {
 func TestWhoIsNoAdminSetsNoWebhook(t *testing.T) {
 	h := build(t, quick)
 	_, err := h.hooks.Add(t.Context(), h.ada.Principal, webhook.Wanted{Name: "siem", URL: "https://siem.example.org", Actions: []string{"everything"}})
-	want(t, err, fault.Invalid, "an action is")
+	house.Want(t, err, fault.Invalid, "an action is")
 	nobody := h.ada.Principal
 	nobody.ID, nobody.Name, nobody.Groups = "p-00000000", "eve", nil
 	if _, err := h.hooks.Add(t.Context(), nobody, webhook.Wanted{Name: "siem", URL: "https://siem.example.org", Actions: []string{"*"}}); err == nil {

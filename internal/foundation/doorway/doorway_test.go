@@ -2,18 +2,14 @@ package doorway_test
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"golang.org/x/mod/sumdb/note"
 
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
@@ -22,14 +18,8 @@ import (
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/test/shelf"
 )
-
-// plainKeys seals nothing: what is tested here is not secrecy.
-type plainKeys struct{}
-
-func (plainKeys) Seal(_ string, plain, _ []byte) ([]byte, error)  { return plain, nil }
-func (plainKeys) Open(_ string, sealed, _ []byte) ([]byte, error) { return sealed, nil }
-func (plainKeys) Destroy(string) error                            { return nil }
 
 // grants is a table of grants that a test fills.
 type grants struct {
@@ -57,26 +47,10 @@ type house struct {
 
 func build(t *testing.T) *house {
 	t.Helper()
-	private, public, err := note.GenerateKey(rand.Reader, "test.example")
-	fatal(t, err)
-	signer, err := note.NewSigner(private)
-	fatal(t, err)
-	verifier, err := note.NewVerifier(public)
-	fatal(t, err)
-	dir := t.TempDir()
 	migrations := append(identity.Schema(), target.Schema()...)
 	migrations = append(migrations, policy.Schema()...)
 	migrations = append(migrations, store.Migration{Name: "test-sessions", SQL: `CREATE TABLE test_sessions (id TEXT PRIMARY KEY, person TEXT NOT NULL, state TEXT NOT NULL)`})
-	dsn := os.Getenv("HANDRAIL_TEST_DSN") // an empty PostgreSQL database, for one test at a time
-	if dsn == "" {
-		dsn = "sqlite:" + dir
-	}
-	s, err := store.Open(t.Context(), store.Config{
-		DSN: dsn, Spool: dir, Origin: "test.example", Signer: signer, Verifier: verifier, Seals: plainKeys{},
-		Bootstrap: func() bool { return false }, Migrations: migrations,
-	})
-	fatal(t, err)
-	t.Cleanup(func() { _ = s.Close() })
+	s := shelf.Open(t, migrations)
 	h := &house{t: t, store: s, people: identity.New(identity.Deps{Store: s}), hosts: target.NewHosts(s), grants: &grants{force: map[string]doorway.GrantInForce{}}}
 	force := policy.NewForce(s)
 	fatal(t, force.Seed(t.Context()))
@@ -85,6 +59,7 @@ func build(t *testing.T) *house {
 		e, err := h.hosts.AddTx(tx, target.Host{Name: "web-1", Environment: "production"})
 		return []ledger.Entry{e}, err
 	})
+	var err error
 	h.host, err = h.hosts.Get(t.Context(), "web-1")
 	fatal(t, err)
 	return h

@@ -1,52 +1,18 @@
 package policy_test
 
 import (
-	"crypto/rand"
 	"strings"
 	"testing"
-
-	"golang.org/x/mod/sumdb/note"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/test/shelf"
 )
 
-type plainKeys struct{}
-
-func (plainKeys) Seal(_ string, plain, _ []byte) ([]byte, error)  { return plain, nil }
-func (plainKeys) Open(_ string, sealed, _ []byte) ([]byte, error) { return sealed, nil }
-func (plainKeys) Destroy(string) error                            { return nil }
-
-func open(t *testing.T) *store.Store {
-	t.Helper()
-	private, public, err := note.GenerateKey(rand.Reader, "test.example")
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := note.NewSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := note.NewVerifier(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	s, err := store.Open(t.Context(), store.Config{
-		DSN: "sqlite:" + dir, Spool: dir, Origin: "test.example", Signer: signer, Verifier: verifier, Seals: plainKeys{},
-		Bootstrap: func() bool { return false }, Migrations: policy.Schema(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	return s
-}
-
 func TestASetComesIntoForceOnlyOverTheOneItWasComparedWith(t *testing.T) {
-	s := open(t)
+	s := shelf.Open(t, policy.Schema())
 	force := policy.NewForce(s)
 	if _, err := force.Engine(t.Context()); err == nil {
 		t.Error("without a set there is no engine")

@@ -2,49 +2,20 @@ package target_test
 
 import (
 	"context"
-	"crypto/rand"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/mod/sumdb/note"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
+	"handrail.dev/handrail/test/shelf"
 )
-
-// plainKeys seals nothing: what is tested here is not secrecy.
-type plainKeys struct{}
-
-func (plainKeys) Seal(_ string, plain, _ []byte) ([]byte, error)  { return plain, nil }
-func (plainKeys) Open(_ string, sealed, _ []byte) ([]byte, error) { return sealed, nil }
-func (plainKeys) Destroy(string) error                            { return nil }
 
 func open(t *testing.T) (*store.Store, *target.Hosts) {
 	t.Helper()
-	private, public, err := note.GenerateKey(rand.Reader, "test.example")
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := note.NewSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := note.NewVerifier(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	s, err := store.Open(t.Context(), store.Config{
-		DSN: "sqlite:" + dir, Spool: dir, Origin: "test.example", Signer: signer, Verifier: verifier, Seals: plainKeys{},
-		Bootstrap: func() bool { return false }, Migrations: target.Schema(),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
+	s := shelf.Open(t, target.Schema())
 	return s, target.NewHosts(s)
 }
 

@@ -1,48 +1,14 @@
 package rpc
 
 import (
-	"crypto/rand"
 	"fmt"
 	"strings"
 	"testing"
 
-	"golang.org/x/mod/sumdb/note"
-
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/test/shelf"
 )
-
-// plainKeys seals nothing: what is tested here is not secrecy.
-type plainKeys struct{}
-
-func (plainKeys) Seal(_ string, plain, _ []byte) ([]byte, error)  { return plain, nil }
-func (plainKeys) Open(_ string, sealed, _ []byte) ([]byte, error) { return sealed, nil }
-func (plainKeys) Destroy(string) error                            { return nil }
-
-func openStore(t *testing.T) *store.Store {
-	t.Helper()
-	private, public, err := note.GenerateKey(rand.Reader, "test.example")
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := note.NewSigner(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	verifier, err := note.NewVerifier(public)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	s, err := store.Open(t.Context(), store.Config{
-		DSN: "sqlite:" + dir, Spool: dir, Origin: "test.example", Signer: signer, Verifier: verifier, Seals: plainKeys{}, Bootstrap: func() bool { return false },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = s.Close() })
-	return s
-}
 
 func put(t *testing.T, s *store.Store, e ledger.Entry) store.Recorded {
 	t.Helper()
@@ -57,7 +23,7 @@ func put(t *testing.T, s *store.Store, e ledger.Entry) store.Recorded {
 }
 
 func TestTheOutcomeOfAnActIsShownOnItsOpening(t *testing.T) {
-	s := openStore(t)
+	s := shelf.Open(t, nil)
 	api := ledgers{&Deps{Store: s}}
 	begin := func(n int) store.Recorded {
 		return put(t, s, ledger.Entry{Action: "ledger.verified", Subjects: []string{"p-ada"}, Payload: map[string]any{"v": 1, "n": n}})
