@@ -1,7 +1,6 @@
 package spine_test
 
 import (
-	"database/sql"
 	"fmt"
 	"os"
 	"os/exec"
@@ -72,7 +71,7 @@ func TestAnErasureThatIsKilledIsFinished(t *testing.T) {
 		t.Cleanup(db.Stop)
 		url := db.Database(t)
 		i := up(t, t.TempDir(), "--database", url)
-		i.erasesKilled(t, []point{{}, {breath: 10 * time.Millisecond}}, func() []string { return rowsOf(t, url) })
+		i.erasesKilled(t, []point{{}, {breath: 10 * time.Millisecond}}, func() []string { return postgres.Rows(t, url) })
 	})
 }
 
@@ -121,35 +120,4 @@ func (i *installation) erasesKilled(t *testing.T, points []point, rows func() []
 		ada.ok("ledger", "verify", "--file", filepath.Join(dir, "ledger.zip"))
 		ada.ok("ledger", "verify")
 	}
-}
-
-// rowsOf is every row of a PostgreSQL database of ours, as text.
-func rowsOf(t *testing.T, url string) (all []string) {
-	t.Helper()
-	db, err := sql.Open("pgx", url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	texts := func(q string) (out []string) {
-		rows, err := db.QueryContext(t.Context(), q)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var s sql.NullString
-			if err := rows.Scan(&s); err != nil {
-				t.Fatal(err)
-			}
-			out = append(out, s.String)
-		}
-		return out
-	}
-	for _, table := range texts(`SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname IN ('state', 'observed')`) {
-		for _, row := range texts(`SELECT t::text FROM ` + table + ` t`) {
-			all = append(all, table+": "+row)
-		}
-	}
-	return append(all, texts(`SELECT 'statistics: ' || most_common_vals::text FROM pg_stats WHERE schemaname IN ('state', 'observed')`)...)
 }

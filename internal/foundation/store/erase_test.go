@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"database/sql"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/ledger"
+	"handrail.dev/handrail/test/postgres"
 )
 
 // dump is all that a database holds: SQLite's raw files, and every row and
@@ -32,38 +32,7 @@ func dump(t *testing.T, dsn string) string {
 		}
 		return out.String()
 	}
-	db, err := sql.Open("pgx", dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	texts := func(q string) (all []string) {
-		rows, err := db.QueryContext(t.Context(), q)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var s sql.NullString
-			if err := rows.Scan(&s); err != nil {
-				t.Fatal(err)
-			}
-			all = append(all, s.String)
-		}
-		return all
-	}
-	for _, table := range texts(`SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname IN ('state', 'observed')`) {
-		for _, row := range texts(`SELECT t::text FROM ` + table + ` t`) {
-			out.WriteString(row + "\n")
-		}
-		if n := texts(`SELECT pg_stat_get_dead_tuples('` + table + `'::regclass)::text`); n[0] != "0" {
-			out.WriteString("dead rows of " + table + ": " + n[0] + "\n")
-		}
-	}
-	for _, row := range texts(`SELECT most_common_vals::text FROM pg_stats WHERE schemaname IN ('state', 'observed')`) {
-		out.WriteString(row + "\n")
-	}
-	return out.String()
+	return strings.Join(postgres.Rows(t, dsn), "\n")
 }
 
 func TestNothingOfWhatWasErasedIsLeftInTheDatabase(t *testing.T) {
