@@ -13,17 +13,17 @@ import (
 func (r rules) explain(q Query, d Decision) Decision {
 	switch {
 	case d.Allowed:
-		d.Text = "Allowed: " + r.find(d.Rules[0]).says + "."
+		d.Text = r.find(d.Rules[0]).allows
 	case len(d.Rules) > 0:
 		by := r.find(d.Rules[0])
-		d.Text, d.Next = "Refused: "+by.says+".", by.next
+		d.Text, d.Next = by.denies, by.next
 	default:
 		near, ok := r.nearest()
 		if !ok {
 			d.Text = "Refused: no rule permits " + q.Action + "."
 			break
 		}
-		d.Text, d.Next = "Refused: "+near.says+".", near.next
+		d.Text, d.Next = near.denies, near.next
 		d.Rules = append(d.Rules, string(near.id))
 	}
 	if d.Next != "" && q.Host != nil {
@@ -32,29 +32,25 @@ func (r rules) explain(q Query, d Decision) Decision {
 	return d
 }
 
-func (r rules) find(id string) rule {
-	for _, one := range r {
-		if string(one.id) == id {
-			return one
+func (r rules) find(id string) *rule {
+	for i := range r {
+		if string(r[i].id) == id {
+			return &r[i]
 		}
 	}
-	return rule{says: id}
+	return &rule{allows: "Allowed: " + id + ".", denies: "Refused: " + id + "."}
 }
 
 // nearest is the permit that a person just misses: one that names a next
 // command, else the first.
-func (r rules) nearest() (rule, bool) {
-	var first rule
-	found := false
-	for _, one := range r {
-		if !one.permit {
-			continue
-		}
-		if one.next != "" {
-			return one, true
-		}
-		if !found {
-			first, found = one, true
+func (r rules) nearest() (first *rule, found bool) {
+	for i := range r {
+		switch {
+		case !r[i].permit:
+		case r[i].next != "":
+			return &r[i], true
+		case !found:
+			first, found = &r[i], true
 		}
 	}
 	return first, found

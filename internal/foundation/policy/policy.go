@@ -98,11 +98,10 @@ func (e *Engine) Decide(q Query) (d Decision) {
 	if q.Host == nil && !action.installation {
 		return e.failed(q, q.Action+" needs a host")
 	}
-	scene := e.entities.scene(q)
 	relevant := e.byAction[q.Action]
-	fitting := asked{rules: relevant, kind: string(scene.principal.UID.Type), groups: q.Principal.Groups}
-	answer, diagnostic := cedar.Authorize(&fitting, &scene, cedar.Request{
-		Principal: scene.principal.UID, Action: action.uid, Resource: scene.resource.UID,
+	asked := e.entities.question(q, relevant)
+	answer, diagnostic := cedar.Authorize(asked, asked, cedar.Request{
+		Principal: asked.principal.UID, Action: action.uid, Resource: asked.resource.UID,
 		Context: e.entities.context(q.Context),
 	})
 	if len(diagnostic.Errors) > 0 {
@@ -124,21 +123,6 @@ func (e *Engine) failed(q Query, why string) Decision {
 	return Decision{Version: e.version, Errors: []string{why}, Text: "Refused: " + why + ", and an error is a refusal."}
 }
 
-// scene is the principal and the resource of one query: all entities that rules
-// can look at.
-type scene struct{ principal, resource cedar.Entity }
-
-// Get implements cedar.EntityGetter.
-func (s *scene) Get(uid cedar.EntityUID) (cedar.Entity, bool) {
-	switch uid {
-	case s.principal.UID:
-		return s.principal, true
-	case s.resource.UID:
-		return s.resource, true
-	}
-	return cedar.Entity{}, false
-}
-
 // cache keeps compiled entities, since building one costs more than deciding.
 // An entry counts only while everything it was made of is the same; when there
 // are too many, all are dropped.
@@ -155,19 +139,19 @@ type cachedPrincipal struct {
 	kind, name string
 	locked     bool
 	groups     []string
-	entity     cedar.Entity
+	entity     *cedar.Entity
 }
 
 type cachedHost struct {
 	host   target.Host
-	entity cedar.Entity
+	entity *cedar.Entity
 }
 
-func (c *cache) scene(q Query) scene {
-	return scene{principal: c.principal(q.Principal), resource: c.resource(q.Host)}
+func (c *cache) question(q Query, relevant rules) *question {
+	return &question{principal: c.principal(q.Principal), resource: c.resource(q.Host), rules: relevant, groups: q.Principal.Groups}
 }
 
-func (c *cache) principal(p identity.Principal) cedar.Entity {
+func (c *cache) principal(p identity.Principal) *cedar.Entity {
 	c.mu.RLock()
 	got, ok := c.principals[p.ID]
 	c.mu.RUnlock()
@@ -184,7 +168,7 @@ func (c *cache) principal(p identity.Principal) cedar.Entity {
 	return made.entity
 }
 
-func principalEntity(p identity.Principal) cedar.Entity {
+func principalEntity(p identity.Principal) *cedar.Entity {
 	kind := types.EntityType("Person")
 	if p.Kind == "robot" {
 		kind = "Robot"
@@ -193,15 +177,15 @@ func principalEntity(p identity.Principal) cedar.Entity {
 	for i, g := range p.Groups {
 		parents[i] = cedar.NewEntityUID("Group", cedar.String(g))
 	}
-	return cedar.Entity{
+	return &cedar.Entity{
 		UID: cedar.NewEntityUID(kind, cedar.String(p.ID)), Parents: cedar.NewEntityUIDSet(parents...),
 		Attributes: cedar.NewRecord(cedar.RecordMap{"name": cedar.String(p.Name), "locked": cedar.Boolean(p.Locked)}),
 	}
 }
 
-func (c *cache) resource(h *target.Host) cedar.Entity {
+func (c *cache) resource(h *target.Host) *cedar.Entity {
 	if h == nil {
-		return cedar.Entity{UID: cedar.NewEntityUID("Installation", "this")}
+		return &cedar.Entity{UID: cedar.NewEntityUID("Installation", "this")}
 	}
 	c.mu.RLock()
 	got, ok := c.hosts[h.ID]
@@ -225,8 +209,8 @@ func sameHost(a, b target.Host) bool {
 		a.Mode == b.Mode && a.Trial == b.Trial && a.Server == b.Server && slices.Equal(a.Services, b.Services) && slices.Equal(a.Labels, b.Labels)
 }
 
-func hostEntity(h target.Host) cedar.Entity {
-	return cedar.Entity{
+func hostEntity(h target.Host) *cedar.Entity {
+	return &cedar.Entity{
 		UID: cedar.NewEntityUID("Host", cedar.String(h.ID)),
 		Attributes: cedar.NewRecord(cedar.RecordMap{
 			"name": cedar.String(h.Name), "environment": cedar.String(h.Environment), "scope": cedar.String(h.Scope),

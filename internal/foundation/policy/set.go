@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io/fs"
-	"iter"
 	"maps"
 	"path"
 	"regexp"
@@ -16,6 +15,7 @@ import (
 	"sync"
 
 	cedar "github.com/cedar-policy/cedar-go"
+	cedarast "github.com/cedar-policy/cedar-go/ast"
 	"github.com/cedar-policy/cedar-go/types"
 	"github.com/cedar-policy/cedar-go/x/exp/ast"
 	"github.com/cedar-policy/cedar-go/x/exp/schema"
@@ -105,40 +105,19 @@ func (p Problem) String() string {
 // rule is one policy of the set with what people are told about it.
 type rule struct {
 	id     cedar.PolicyID
-	policy *cedar.Policy
+	policy *cedar.Policy // as it is written
+	asked  *cedar.Policy // without the scopes that question.All looks at
 	permit bool
 	says   string
 	next   string
+	allows string // the sentence of an answer that this rule gives
+	denies string
 	kind   string // the only type of principal that its scope fits; "": any
 	group  string // the only group that its scope fits; "": any
 }
 
 // rules is the rules of one action.
 type rules []rule
-
-// asked is what Cedar iterates over: the rules of one action without those whose
-// scope cannot fit the principal. Such a rule neither decides nor errs, since
-// its scope is evaluated first; leaving it out only saves the time.
-type asked struct {
-	rules  rules
-	kind   string
-	groups []string
-}
-
-// All implements cedar.PolicyIterator.
-func (a *asked) All() iter.Seq2[cedar.PolicyID, *cedar.Policy] {
-	return func(yield func(cedar.PolicyID, *cedar.Policy) bool) {
-		for i := range a.rules {
-			r := &a.rules[i]
-			if r.kind != "" && r.kind != a.kind || r.group != "" && !slices.Contains(a.groups, r.group) {
-				continue
-			}
-			if !yield(r.id, r.policy) {
-				return
-			}
-		}
-	}
-}
 
 // vocabulary is the resolved schema: which actions there are, and what each
 // applies to.
@@ -327,17 +306,20 @@ func lineIn(text string) int {
 
 // add files a rule under every action that its scope names.
 func (e *Engine) add(r rule) {
-	e.all = append(e.all, r)
-	switch scope := (*ast.Policy)(r.policy.AST()).Principal.(type) {
+	known := *(*ast.Policy)(r.policy.AST()) // a scope that is left out here is looked at in question.All
+	switch scope := known.Principal.(type) {
 	case ast.ScopeTypeIs:
-		r.kind = string(scope.Type)
+		r.kind, known.Principal = string(scope.Type), ast.ScopeTypeAll{}
 	case ast.ScopeTypeIsIn:
 		r.kind, r.group = string(scope.Type), groupOf(scope.Entity)
 	case ast.ScopeTypeIn:
 		r.group = groupOf(scope.Entity)
 	}
+	if r.group != "" { // "" is also any other entity, which Cedar looks at
+		known.Principal = ast.ScopeTypeAll{}
+	}
 	named := map[types.EntityUID]bool{}
-	switch scope := (*ast.Policy)(r.policy.AST()).Action.(type) {
+	switch scope := known.Action.(type) {
 	case ast.ScopeTypeEq:
 		named[scope.Entity] = true
 	case ast.ScopeTypeIn:
@@ -349,6 +331,12 @@ func (e *Engine) add(r rule) {
 	default: // a scope this code does not know is filed under all: never lose a forbid
 		named = nil
 	}
+	if named != nil {
+		known.Action = ast.ScopeTypeAll{}
+	}
+	r.allows, r.denies = "Allowed: "+r.says+".", "Refused: "+r.says+"."
+	r.asked = cedar.NewPolicyFromAST((*cedarast.Policy)(&known))
+	e.all = append(e.all, r)
 	for name, v := range e.words.actions {
 		if named == nil || named[v.uid] {
 			e.byAction[name] = append(e.byAction[name], r)
