@@ -234,6 +234,13 @@ func (s *Sessions) opened(tx *store.Tx, l *Live, req OpenRequest, draft *recordi
 	info := l.fixed
 	info.Started, info.Environment, info.Scope, info.HostName = now.UnixMicro(), host.Environment, host.Scope, host.Name
 	info.Deadline = now.Add(s.b.ReadFor).UnixMicro()
+	if l.by.Kind == identity.KindRobot { // what it may do ends with it
+		robot, err := s.d.People.RobotTx(tx, l.by.ID)
+		if err != nil {
+			return nil, err
+		}
+		info.Deadline = min(info.Deadline, robot.Expires)
+	}
 	if granted {
 		info.Deadline = min(info.Deadline, grant.Expires)
 		info.Grant, info.Reason, info.BreakGlass = grant.ID, grant.Reason, grant.Kind == "break-glass"

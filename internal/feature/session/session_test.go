@@ -13,6 +13,7 @@ import (
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/wire"
@@ -46,6 +47,25 @@ func TestTheOrderIsTheEntryByteForByte(t *testing.T) {
 	}
 	node.exits(wire.Exit{})
 	<-l.Done()
+}
+
+func TestASessionOfARobotEndsWithTheRobot(t *testing.T) {
+	w := newWorld(t, recording.Deps{}, session.Bounds{})
+	ada := w.person("ada", "admin")
+	ends := time.Now().Add(10 * time.Minute).UnixMicro()
+	var robot identity.Person
+	w.Record(func(tx *store.Tx) (entries []ledger.Entry, err error) {
+		robot, entries, err = w.People.MakeRobotTx(tx, ada, "nightly", ada.ID, identity.Robot{
+			May: identity.Groups{"sessions.open:read"}, Hosts: "host:*", Expires: ends, Proof: identity.Proof{Key: strings.Repeat("ab", 32)},
+		})
+		return entries, err
+	})
+	by := identity.Principal{ID: robot.ID, Name: robot.Name, Kind: identity.KindRobot, Via: identity.ViaRobot, Owner: ada.ID, Epoch: robot.Epoch}
+	l, err := w.sessions.Open(t.Context(), by, session.OpenRequest{Host: "web-1"})
+	fatal(t, err)
+	if got := l.Info().Deadline; got != ends {
+		t.Errorf("the session ends at %v, the robot at %v", time.UnixMicro(got), time.UnixMicro(ends))
+	}
 }
 
 func TestAReadSessionTakesNothingFromAGrant(t *testing.T) {
