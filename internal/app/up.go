@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -11,8 +12,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/encoding/protojson"
 
 	handrailv1 "handrail.dev/handrail/api/handrail/v1"
@@ -111,20 +114,43 @@ func openPorts(c UpConfig) (page, ssh *net.TCPListener, err error) {
 	return page, ssh, nil
 }
 
+// unanswered is how long bytes on their way to a caller may stay without an
+// answer. The kernel alone would try for a quarter of an hour (tcp_retries2), and
+// who vanished without a word would hold their session as long.
+const unanswered = 2 * time.Minute
+
+// listen opens a port whose connections the kernel gives up once a caller has
+// been silent for too long (TCP_USER_TIMEOUT, RFC 5482): accepted connections
+// inherit it, in the role too that is handed the port.
+func listen(address string) (*net.TCPListener, error) {
+	var failed error
+	c := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
+		err := raw.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unanswered.Milliseconds()))
+		})
+		return errors.Join(err, failed)
+	}}
+	l, err := c.Listen(context.Background(), "tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
+}
+
 func openPort(what, flag, asked string, first int) (*net.TCPListener, error) {
 	if asked != "" {
-		l, err := net.Listen("tcp", asked)
+		l, err := listen(asked)
 		if err != nil {
 			return nil, fault.Wrap(fault.Conflict, err, "cannot open the %s port %s", what, asked).
 				WithHint("choose another: %s 127.0.0.1:0 takes a free one", flag)
 		}
-		return l.(*net.TCPListener), nil
+		return l, nil
 	}
 	var last error
 	for port := first; port < first+tryPorts; port++ {
-		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		l, err := listen(net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 		if err == nil {
-			return l.(*net.TCPListener), nil
+			return l, nil
 		}
 		last = err
 	}
