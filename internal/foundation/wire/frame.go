@@ -29,6 +29,7 @@ const (
 	FramePong     FrameType = 13
 	FrameChapter  FrameType = 14 // node → server: a command line seen; a label only
 	FrameDeadline FrameType = 15 // server → node: i64 ms remaining; can only shorten
+	FrameSealed   FrameType = 16 // node → server: a part of what was sealed there
 )
 
 // MaxFrame is the longest payload of a frame.

@@ -53,6 +53,9 @@ type InspectSpec struct {
 
 	Secrets []string `json:"secrets,omitempty"` // paths that are not read
 	Groups  []string `json:"groups,omitempty"`  // of whoever reads logs and files
+
+	Core   *CoreSpec   `json:"core,omitempty"`
+	Unmask *UnmaskSpec `json:"unmask,omitempty"`
 }
 
 // InspectParts are the ways to look at a path.
@@ -69,14 +72,10 @@ func (s InspectSpec) check() error {
 		return fault.New(fault.Invalid, "cannot read inspection: bad id %q", s.ID)
 	case !ValidID('p', s.Person):
 		return bad("bad person id")
-	case !slices.Contains(InspectVerbs, s.What):
+	case !slices.Contains(InspectVerbs, s.What) && s.What != InspectCore:
 		return bad("what it looks at is not known here")
 	case len(s.Target) > maxInspectText || len(s.Grep) > 256 || len(s.Since) > 64 || len(s.Until) > 64 || strings.ContainsAny(text, "\x00\n"):
 		return bad("a text is too long, or has a zero byte or a line break")
-	case s.PauseMS < 0 || s.PauseMS > MaxInspectPause:
-		return bad("bad pause")
-	case s.TimeMS <= 0 || s.TimeMS > MaxInspectTime:
-		return bad("bad time")
 	case s.Lines < 0 || s.Lines > MaxInspectLines:
 		return bad("too many lines")
 	case !slices.Contains(InspectParts, s.Part):
@@ -86,7 +85,7 @@ func (s InspectSpec) check() error {
 	case len(s.Groups) > 32 || len(s.Secrets) > 1024:
 		return bad("a list is too long")
 	}
-	return nil
+	return s.checkAgreed(bad)
 }
 
 // An answer is records, each one frame of JSON, masked on the host. Exactly one
@@ -101,8 +100,10 @@ type InspectRecord struct {
 	File      *InspectFile     `json:"file,omitempty"`
 	Variable  *InspectVariable `json:"variable,omitempty"`
 	Line      *InspectLine     `json:"line,omitempty"`
-	Note      string           `json:"note,omitempty"` // what the answer does not show, and why
-	End       *InspectEnd      `json:"end,omitempty"`  // the last one
+	Core      *InspectDump     `json:"core,omitempty"`
+	Sealed    []byte           `json:"sealed,omitempty"` // a value that was unmasked, for whoever has the key
+	Note      string           `json:"note,omitempty"`   // what the answer does not show, and why
+	End       *InspectEnd      `json:"end,omitempty"`    // the last one
 }
 
 // InspectTarget is a process, or what is left of the question without one.
@@ -118,6 +119,16 @@ type InspectTarget struct {
 	Started int64  `json:"started,omitempty"` // µs, the host's clock
 	Inside  string `json:"inside,omitempty"`  // "container" where its namespaces are its own
 	Count   int64  `json:"count,omitempty"`   // processes, where it is a unit of several
+	Ticks   int64  `json:"ticks,omitempty"`   // its start, since the host's boot: with the number, it is this process
+}
+
+// InspectDump is what a core dump is, or would be.
+type InspectDump struct {
+	Bytes    int64 `json:"bytes"`            // of the file
+	Segments int64 `json:"segments"`         // parts of its memory
+	Threads  int64 `json:"threads"`          // with registers
+	Unread   int64 `json:"unread,omitempty"` // pages that could not be read, and are zero
+	Sealed   int64 `json:"sealed,omitempty"` // bytes that were sent, packed and sealed
 }
 
 // InspectStack is one stack and everybody who stands there.

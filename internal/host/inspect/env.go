@@ -28,6 +28,9 @@ func (p *plan) environment(a *answer) error {
 	if len(b) == maxEnviron {
 		a.end.Cut = true
 	}
+	if p.Spec.Unmask != nil {
+		return p.unmask(a, string(b))
+	}
 	words := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
 	slices.Sort(words)
 	odd := 0

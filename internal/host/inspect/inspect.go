@@ -336,7 +336,7 @@ func (p *plan) do(a *answer) error {
 	switch {
 	case p.Spec.What == wire.InspectStacks && p.Runtime == runtimeJVM:
 		power.Unix = true
-	case p.Spec.What == wire.InspectStacks:
+	case p.Spec.What == wire.InspectStacks || p.Spec.What == wire.InspectCore:
 		power.Trace, power.Memory = true, true
 	case p.Spec.What == wire.InspectJournal:
 		power.Run = true
@@ -349,7 +349,7 @@ func (p *plan) do(a *answer) error {
 			p.Runtime = runtimeGo
 		}
 		t := p.Process.target()
-		t.Runtime = p.Runtime
+		t.Runtime, t.Ticks = p.Runtime, int64(p.Process.Start)
 		t.Count = int64(len(p.Of))
 		a.put(wire.InspectRecord{Target: &t})
 	}
@@ -366,6 +366,8 @@ func (p *plan) do(a *answer) error {
 		return p.files(a)
 	case wire.InspectEnv:
 		return p.environment(a)
+	case wire.InspectCore:
+		return p.core(a)
 	}
 	return fault.New(fault.Invalid, "cannot look at %q: not known here", p.Spec.What)
 }

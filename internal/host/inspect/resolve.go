@@ -30,7 +30,9 @@ func isPath(target string) bool { return strings.HasPrefix(target, "/") }
 // that only one has. It returns a hold on it, -1 without.
 func (p *plan) resolve() (pidfd int, err error) {
 	t := p.Spec.Target
-	switch {
+	switch agreed := p.agreed(); {
+	case agreed.PID != 0:
+		return p.holdAgreed(agreed)
 	case t == "" || p.readsFiles() && isPath(t):
 		return -1, p.wholeHost()
 	case isPath(t):
@@ -50,7 +52,7 @@ func (p *plan) resolve() (pidfd int, err error) {
 // wholeHost is a look without a process.
 func (p *plan) wholeHost() error {
 	switch p.Spec.What {
-	case wire.InspectStacks, wire.InspectEnv:
+	case wire.InspectStacks, wire.InspectEnv, wire.InspectCore:
 		return fault.New(fault.Invalid, "cannot look at %s: of which process? Name its number, its unit or its name", p.Spec.What).
 			WithHint("handrail inspect HOST top")
 	case wire.InspectFiles:

@@ -49,7 +49,7 @@ const (
 )
 
 // features are those that an order may need of this node.
-var features = map[string]bool{"session": true, "sandbox": true, "deadline": true, "buddy": true, "sftp": true, "forward": true, "drill": true, "inspect": true}
+var features = map[string]bool{"session": true, "sandbox": true, "deadline": true, "buddy": true, "sftp": true, "forward": true, "drill": true, "inspect": true, "inspect.agreed": true}
 
 // refusal is an error with the rule that refused.
 type refusal struct {

@@ -111,6 +111,9 @@ func (h hostPolicy) check(p wire.OrderPayload) error {
 	if p.Kind == wire.KindInspect && h.NoInspect {
 		return refuse(RulePolicy, "cannot accept order %s: this host allows no brokered reads", p.Order)
 	}
+	if p.Kind == wire.KindInspect && p.Inspect.Agreed() && len(h.keys) > 0 {
+		return h.checkAgreed(p)
+	}
 	if p.Kind != wire.KindSessionStart || p.Session.Level != wire.LevelWrite {
 		return nil
 	}
@@ -168,11 +171,18 @@ func (h hostPolicy) checkAuthority(p wire.OrderPayload) error {
 	if err := json.Unmarshal(a.Request, &r); err != nil || !r.covers(p) {
 		return refuse(RuleAuthority, "cannot accept order %s: what was approved is not this, for this person on this host", p.Order)
 	}
+	return h.checkSigners(p, p.Session.Person)
+}
+
+// checkSigners counts the approvers of this host who signed what the order
+// carries, other than who asks.
+func (h hostPolicy) checkSigners(p wire.OrderPayload, asks string) error {
+	a := p.Authority
 	subject := SubjectHash(a.Kind, a.Request)
 	signers := map[string]bool{}
 	for _, s := range a.Signatures {
 		known := slices.ContainsFunc(h.keys, func(k []byte) bool { return bytes.Equal(k, s.PublicKey) })
-		if known && s.Person != p.Session.Person && verifyApproval(s, subject) {
+		if known && s.Person != asks && verifyApproval(s, subject) {
 			signers[string(s.PublicKey)] = true // a key counts once, whatever name the server puts beside it
 		}
 	}

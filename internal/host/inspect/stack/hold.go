@@ -180,3 +180,32 @@ func (t *thread) read() error {
 	t.regs = fromRaw(&raw)
 	return nil
 }
+
+// Held is a process while every thread of it stands still.
+type Held struct {
+	Threads []int // that do
+	Missed  int   // that did not stop in time
+	Until   time.Time
+}
+
+// Hold stops a process, calls within, and lets it go on, whatever becomes of
+// within or of us. within may use ptrace on its threads, from where it is called.
+func Hold(pid int, limit time.Duration, within func(Held) error) (pause time.Duration, err error) {
+	return hold(pid, limit, func(h *held) error {
+		out := Held{Missed: h.missed, Until: h.until}
+		for _, t := range h.threads {
+			out.Threads = append(out.Threads, t.tid)
+		}
+		return within(out)
+	})
+}
+
+// Registers reads one set of registers (NT_PRSTATUS, NT_FPREGSET, …) of a held
+// thread, as the kernel has them. It is for within of Hold.
+func Registers(tid int, set uint32, into []byte) (n int, err error) {
+	vec := unix.Iovec{Base: &into[0]}
+	vec.SetLen(len(into))
+	err = ptrace(unix.PTRACE_GETREGSET, tid, uintptr(set), uintptr(unsafe.Pointer(&vec)))
+	runtime.KeepAlive(into)
+	return int(vec.Len), err
+}
