@@ -3,6 +3,9 @@ package sim_test
 import (
 	"context"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,13 +26,13 @@ const (
 
 // node is a host: the warden's own judgement, and sessions that are only noted.
 type node struct {
-	w     *world
-	host  target.Host
-	judge *warden.Judge
-	boot  time.Duration // what its clock showed when the week began
-	sent  int           // messages to it so far
+	w    *world
+	host target.Host
+	boot time.Duration // what its clock showed when the week began
 
 	mu      sync.Mutex
+	judge   *warden.Judge // another one after each kill
+	sent    int           // messages to it so far
 	cut     time.Duration // until then nothing reaches it
 	running map[string]*running
 }
@@ -40,6 +43,14 @@ type running struct {
 	order  wire.OrderPayload
 	stream *stream
 	bad    time.Duration // since when it had no right to run any more; 0: it has
+}
+
+// warden is the judge that is there now. Whoever holds one across a wait may
+// hold that of a warden that was killed.
+func (n *node) warden() *warden.Judge {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.judge
 }
 
 // isCut says whether it cannot be reached now.
@@ -55,7 +66,7 @@ func (n *node) fate() (lost, doubled bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.sent++
-	roll := mix(n.w.seed, n.host.ID[2:], n.sent) % 100
+	roll := mix(n.w.seed, n.host.Name, n.sent) % 100
 	return roll < 4, roll >= 90
 }
 
@@ -79,7 +90,8 @@ func (n *node) renew(s *server) {
 }
 
 func (n *node) renewOnce(s *server) error {
-	raw, err := n.judge.Ask()
+	judge := n.warden()
+	raw, err := judge.Ask()
 	if err != nil {
 		return err
 	}
@@ -91,23 +103,43 @@ func (n *node) renewOnce(s *server) error {
 	if err != nil || s.dead() {
 		return err // no answer: the node stops by itself
 	}
-	return n.judge.Answer(ask.Nonce, signed)
+	return n.answered(judge, ask.Nonce, signed)
+}
+
+// answered hands an answer to the warden that asked. One that was killed
+// meanwhile does not get it, and the one that came after it never asked.
+func (n *node) answered(asker *warden.Judge, nonce, signed []byte) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.judge != asker {
+		return fault.New(fault.Unavailable, "cannot answer the warden of %s: it was killed", n.host.Name)
+	}
+	return n.judge.Answer(nonce, signed)
 }
 
 // start takes an order from the wire.
 func (n *node) start(raw []byte) (*running, error) {
-	order, left, err := n.judge.Order(raw)
+	r, left, err := n.accept(raw)
 	if err != nil {
 		return nil, err
 	}
-	n.w.executes(n, order)
-	r := &running{node: n, order: order, stream: newStream(n)}
-	n.mu.Lock()
-	n.running[order.Session.ID] = r
-	n.mu.Unlock()
 	r.stream.closed = func() { n.end(r, "gateway", 0) }
 	time.AfterFunc(left, func() { n.end(r, "deadline", 137) })
 	return r, nil
+}
+
+// accept is one step for whoever kills the warden: they come before it, or after.
+func (n *node) accept(raw []byte) (*running, time.Duration, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	order, left, err := n.judge.Order(raw)
+	if err != nil {
+		return nil, 0, err
+	}
+	n.w.executes(n, order)
+	r := &running{node: n, order: order, stream: newStream(n)}
+	n.running[order.Session.ID] = r
+	return r, left, nil
 }
 
 // end ends a session; only the first reason counts.
@@ -129,12 +161,13 @@ func (n *node) sessions() (all []*running) {
 	for _, r := range n.running {
 		all = append(all, r)
 	}
+	slices.SortFunc(all, func(a, b *running) int { return strings.Compare(a.order.Session.ID, b.order.Session.ID) })
 	return all
 }
 
 func (n *node) endOvertaken() {
 	for _, r := range n.sessions() {
-		if n.judge.Overtaken(r.order.Session.Person, r.order.Epochs.Person[r.order.Session.Person]) {
+		if n.warden().Overtaken(r.order.Session.Person, r.order.Epochs.Person[r.order.Session.Person]) {
 			n.end(r, "stopped", 137)
 		}
 	}
@@ -148,8 +181,8 @@ func (n *node) isolate(s *server, long time.Duration) {
 	n.cut = max(n.cut, n.w.now()+long)
 	n.mu.Unlock()
 	all := n.sessions()
-	time.AfterFunc(n.judge.Fresh()+time.Millisecond, func() {
-		if n.isCut() && n.judge.Fresh() == 0 {
+	time.AfterFunc(n.warden().Fresh()+time.Millisecond, func() {
+		if n.isCut() && n.warden().Fresh() == 0 {
 			for _, r := range n.sessions() {
 				n.end(r, "lease", 137)
 			}
@@ -167,15 +200,19 @@ func (n *node) isolate(s *server, long time.Duration) {
 // killWarden is kill -9: the sessions die with it, and what is not on disk is
 // forgotten.
 func (n *node) killWarden() {
-	for _, r := range n.sessions() {
-		n.end(r, "lost", 137)
-	}
+	n.mu.Lock()
+	all := slices.Collect(maps.Values(n.running))
 	next, err := n.judge.Restart()
+	if err == nil {
+		n.judge = next
+	}
+	n.mu.Unlock()
 	if err != nil {
 		n.w.fail("a warden does not come back: %v", err)
-		return
 	}
-	n.judge = next
+	for _, r := range all {
+		n.end(r, "lost", 137)
+	}
 }
 
 // nodes is the way from a server to all nodes. It implements session.Nodes.
@@ -196,7 +233,7 @@ func (x nodes) Start(ctx context.Context, pass doorway.Pass, host string, _ bool
 	if x.s.dead() || n.isCut() || lost {
 		return nil, wire.SessionAnswer{}, x.waitInVain(ctx, away)
 	}
-	if n.judge.Fresh() == 0 {
+	if n.warden().Fresh() == 0 {
 		n.renew(x.s)
 	}
 	r, err := n.start(raw)
@@ -257,7 +294,7 @@ func (x nodes) Brake(_ context.Context, b wire.Brake) (answers []wire.BrakeAnswe
 }
 
 func (n *node) brake(signed []byte) wire.BrakeAnswer {
-	b, fresh, err := n.judge.Brake(signed)
+	b, fresh, err := n.warden().Brake(signed)
 	if err != nil {
 		n.w.fail("%s refuses a brake: %v", n.host.Name, err)
 	}

@@ -81,8 +81,8 @@ func (s *server) crash(where string) {
 	s.once.Do(func() {
 		s.dying.Store(true)
 		s.image = snapshot(s.dir)
-		if s.w.rnd2.Uint64()%2 == 0 {
-			tear(s.image, s.w.rnd2.Uint64())
+		if dice := s.w.dice("tear", s.w.lives); dice.IntN(2) == 0 {
+			tear(s.image, dice.Uint64())
 		}
 		s.w.crashes[where]++
 		s.kill()
@@ -271,10 +271,10 @@ func (s *server) envelope(ctx context.Context, pass doorway.Pass, n *node) ([]by
 		if err != nil {
 			return nil, err
 		}
-		if n.judge.Fresh() == 0 {
+		if n.warden().Fresh() == 0 {
 			n.renew(s)
 		}
-		if known := n.judge.Seen(); known != 0 && known != tree.N {
+		if known := n.warden().Seen(); known != 0 && known != tree.N {
 			if env.Consistency, err = s.store.Consistency(ctx, min(known, tree.N), max(known, tree.N)); err != nil {
 				return nil, err
 			}

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"hash/fnv"
+	"maps"
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
@@ -36,8 +37,6 @@ import (
 // or a timer.
 type world struct {
 	seed uint64
-	rnd  *mrand.Rand // what happens; used by the story alone
-	rnd2 *mrand.Rand // what a crash leaves; used by crashes alone
 	keys string
 	root string
 	dir  string // what is on disk
@@ -46,14 +45,14 @@ type world struct {
 	began time.Time     // what the server's clock said then
 	slow  atomic.Int64  // what a commit waits for the disk
 
-	nodes  []*node
-	byID   map[string]*node
-	people []*person
-	plans  []plan
+	nodes []*node
+	byID  map[string]*node
 
 	mu        sync.Mutex
+	plans     []plan
+	desks     map[string][]*person // who sits there now, by group
 	failures  []string
-	acked     []ack
+	acked     []told
 	carried   map[string]string // order → node, of all that was carried out
 	writes    map[string]string // session → grant
 	refusals  map[string]int
@@ -68,11 +67,24 @@ type world struct {
 	versions  map[string]int64
 	confirmed int
 	lives     int
-	promised  map[string]int // grants that were ended before the database heard of it, in which life
+	promised  map[string]promise // grants, and requests, that were ended before the database heard of it
 }
 
 // ack is an entry that the server acknowledged.
 type ack struct{ action, object string }
+
+// told is when the server acknowledged it.
+type told struct {
+	ack
+	at   time.Duration
+	life int
+}
+
+// promise is an end that acted and is to be recorded.
+type promise struct {
+	at   time.Duration
+	life int
+}
 
 // person is somebody, as long as they are here.
 type person struct {
@@ -80,7 +92,6 @@ type person struct {
 	groups   []string
 	epoch    int64
 	key      ssh.Signer
-	gone     bool
 }
 
 // plan is something that will happen.
@@ -89,11 +100,14 @@ type plan struct {
 	do func(s *server)
 }
 
+// desks is how many people of each group there are.
+var desks = map[string]int{"operator": 3, "developer": 12, "auditor": 1}
+
 // newWorld is an installation before its first day.
 func newWorld(t *testing.T, seed uint64) *world {
-	w := &world{seed: seed, rnd: mrand.New(mrand.NewPCG(seed, 1)), rnd2: mrand.New(mrand.NewPCG(seed, 2)), byID: map[string]*node{},
+	w := &world{seed: seed, byID: map[string]*node{}, desks: map[string][]*person{},
 		carried: map[string]string{}, writes: map[string]string{}, refusals: map[string]int{}, crashes: map[string]int{}, counts: map[string]int{},
-		opened: map[string]int64{}, closed: map[string]int{}, agreed: map[string]int64{}, versions: map[string]int64{}, promised: map[string]int{}}
+		opened: map[string]int64{}, closed: map[string]int{}, agreed: map[string]int64{}, versions: map[string]int64{}, promised: map[string]promise{}}
 	base := t.TempDir()
 	if shm, err := os.MkdirTemp("/dev/shm", "sim"); err == nil { // a disk that is slow only when it shall be
 		base = shm
@@ -155,6 +169,12 @@ func (w *world) executes(n *node, o wire.OrderPayload) {
 	}
 }
 
+// dice are those of one purpose. They follow from the seed alone, so that what
+// happened does not change what comes.
+func (w *world) dice(purpose string, n int) *mrand.Rand {
+	return mrand.New(mrand.NewPCG(w.seed, mix(w.seed, purpose, n)))
+}
+
 // mix makes a number of what it is given.
 func mix(seed uint64, word string, n int) uint64 {
 	h := fnv.New64a()
@@ -179,33 +199,34 @@ func (w *world) found(s *server, hosts int) {
 	})
 	w.must(err)
 	bundle, signed := s.ring.Bundle()
+	dice := w.dice("boot", 0)
 	for i := range hosts {
 		host, err := s.hosts.Get(s.over, fmt.Sprintf("web-%d", i))
 		w.must(err)
-		n := &node{w: w, host: host, boot: time.Duration(w.rnd.IntN(1e6)) * time.Second, running: map[string]*running{}}
+		n := &node{w: w, host: host, boot: time.Duration(dice.IntN(1e6)) * time.Second, running: map[string]*running{}}
 		n.judge, err = warden.NewJudge(warden.Pin{Node: host.ID, RootHash: ledger.RootHash(bundle.RootKey), Bundle: signed},
 			func() time.Duration { return n.boot + w.now() })
 		w.must(err)
 		w.nodes, w.byID[host.ID] = append(w.nodes, n), n
 	}
-	for i := range 3 {
-		w.comes(s, fmt.Sprintf("operator-%d", i), "operator")
+	for _, group := range slices.Sorted(maps.Keys(desks)) {
+		for i := range desks[group] {
+			p := w.comes(s, fmt.Sprintf("%s-%d", group, i), group)
+			w.desks[group] = append(w.desks[group], p)
+		}
 	}
-	for i := range 12 {
-		w.comes(s, fmt.Sprintf("developer-%d", i), "developer")
-	}
-	w.comes(s, "auditor", "auditor")
 }
 
-// comes adds somebody, with a device that is old enough to approve.
-func (w *world) comes(s *server, name string, groups ...string) {
+// comes adds somebody, with a device that is old enough to approve. It is nil
+// when nobody knows whether they came.
+func (w *world) comes(s *server, name, group string) *person {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	w.must(err)
 	signer, err := ssh.NewSignerFromKey(private)
 	w.must(err)
 	var p identity.Person
 	_, err = s.store.Record(s.over, store.Once(), func(tx *store.Tx) (entries []ledger.Entry, err error) {
-		if p, entries, err = s.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups); err != nil {
+		if p, entries, err = s.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, []string{group}); err != nil {
 			return nil, err
 		}
 		_, err = tx.Exec(`INSERT INTO devices (id, person, name, public_key, fingerprint, created, may_approve_from, revoked, version) VALUES ($1, $2, 'laptop', $3, $4, 1, 1, 0, 1)`,
@@ -213,10 +234,10 @@ func (w *world) comes(s *server, name string, groups ...string) {
 		return entries, err
 	})
 	if s.dead() {
-		return // whether they came, nobody knows: somebody else comes another time
+		return nil
 	}
 	w.must(err)
-	w.people = append(w.people, &person{id: p.ID, name: name, groups: groups, epoch: p.Epoch, key: signer})
+	return &person{id: p.ID, name: name, groups: []string{group}, epoch: p.Epoch, key: signer}
 }
 
 func (p *person) principal() identity.Principal {
@@ -225,14 +246,18 @@ func (p *person) principal() identity.Principal {
 
 func (p *person) in(s *server) context.Context { return identity.WithPrincipal(s.over, p.principal()) }
 
-// in returns those of a group who are here.
-func (w *world) in(group string) (out []*person) {
-	for _, p := range w.people {
-		if !p.gone && slices.Contains(p.groups, group) {
-			out = append(out, p)
-		}
-	}
-	return out
+// who is the one who sits at a desk now.
+func (w *world) who(group string, desk int) *person {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.desks[group][desk]
+}
+
+// sits gives a desk to somebody else.
+func (w *world) sits(group string, desk int, p *person) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.desks[group][desk] = p
 }
 
 // ack remembers what the server acknowledged, if somebody was there to hear it.
@@ -242,66 +267,133 @@ func (w *world) ack(s *server, action ledger.Action, object string) bool {
 	if s.dead() {
 		return false
 	}
-	w.acked = append(w.acked, ack{string(action), object})
+	w.acked = append(w.acked, told{ack{string(action), object}, w.now(), w.lives})
 	return true
 }
 
-// check looks at everything: the ledger and what it folds to.
+// promises remembers an end that acted and is to be recorded, if somebody was
+// there to hear it.
+func (w *world) promises(s *server, grant string) {
+	w.count("ends before the database heard of them")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !s.dead() {
+		w.promised[grant] = promise{w.now(), w.lives}
+	}
+}
+
+// saw is what a server shows at one moment.
+type saw struct {
+	report  ledger.Report
+	tree    tlog.Tree
+	proof   []tlog.Hash
+	entries []ledger.Recorded // since the last look
+	open    map[string]bool   // sessions that are not over, by their rows
+	grants  []access.Grant
+}
+
+// check looks at everything: the ledger and what it folds to. What a server
+// shows that crashes meanwhile is not looked at: its disk was copied before.
 func (w *world) check(s *server) {
+	shown, err := w.see(s)
 	if s.dead() {
 		return
 	}
-	report, err := s.store.Verify(s.over, nil)
-	if s.dead() {
+	if err != nil {
+		w.fail("the server does not show what it has: %v", err)
 		return
 	}
-	if err != nil || !report.OK {
-		w.fail("the ledger does not verify: %v %v", err, report.Findings)
+	if !shown.report.OK {
+		w.fail("the ledger does not verify: %v", shown.report.Findings)
 		return
 	}
-	tree, _, err := s.store.Head(s.over)
-	w.must(err)
-	switch hashes, err := s.store.Consistency(s.over, min(w.head.N, tree.N), tree.N); {
-	case tree.N < w.head.N:
-		w.fail("the ledger has %d entries, and %d were signed", tree.N, w.head.N)
-	case err != nil:
-		w.fail("no proof from %d to %d: %v", w.head.N, tree.N, err)
+	switch {
+	case shown.tree.N < w.head.N:
+		w.fail("the ledger has %d entries, and %d were signed", shown.tree.N, w.head.N)
 	case w.head.N > 0:
-		if err := ledger.CheckConsistency(hashes, w.head, tree); err != nil {
+		if err := ledger.CheckConsistency(shown.proof, w.head, shown.tree); err != nil {
 			w.fail("the ledger is not what it was: %v", err)
 		}
 	}
-	w.head = tree
-	w.readOn(s)
-	w.pairs(s)
-	w.folds(s)
+	w.head = shown.tree
+	w.readOn(s, shown.entries)
+	w.pairs(shown.open)
+	w.folds(shown.grants)
 }
 
-// readOn reads the entries that came since the last look.
-func (w *world) readOn(s *server) {
+func (w *world) see(s *server) (saw, error) {
+	var x saw
+	var err error
+	if x.report, err = s.store.Verify(s.over, nil); err != nil {
+		return x, err
+	}
+	if x.tree, _, err = s.store.Head(s.over); err != nil {
+		return x, err
+	}
+	if x.proof, err = s.store.Consistency(s.over, min(w.head.N, x.tree.N), x.tree.N); err != nil {
+		return x, err
+	}
+	if x.entries, err = since(s, w.read); err != nil {
+		return x, err
+	}
+	if x.open, err = stillOpen(s); err != nil {
+		return x, err
+	}
+	x.grants, err = s.access.List(w.who("auditor", 0).in(s), false, false)
+	return x, err
+}
+
+// since is the ledger from an entry on.
+func since(s *server, seq int64) (all []ledger.Recorded, err error) {
 	for {
-		page, err := s.store.Entries(s.over, store.EntryQuery{After: w.read - 1, Oldest: true, Limit: 1000})
-		w.must(err)
-		if len(page) == 0 {
-			break
+		page, err := s.store.Entries(s.over, store.EntryQuery{After: seq - 1, Oldest: true, Limit: 1000})
+		if err != nil || len(page) == 0 {
+			return all, err
 		}
-		seen := map[ack]int{}
-		for _, e := range page {
-			w.read = e.Seq + 1
-			w.takes(e)
-			seen[ack{string(e.Parsed.Action), e.Parsed.Object}]++
-		}
-		w.acked = slices.DeleteFunc(w.acked, func(a ack) bool {
-			if seen[a] > 0 {
-				w.confirmed++
-			}
-			return seen[a] > 0
-		})
+		all, seq = append(all, page...), page[len(page)-1].Seq+1
 	}
-	for _, a := range w.acked {
-		w.fail("%s of %s was acknowledged and is lost", a.action, a.object)
-	}
+}
+
+// readOn takes the entries that came since the last look, and finds in them what
+// was acknowledged since.
+func (w *world) readOn(s *server, came []ledger.Recorded) {
+	w.mu.Lock()
+	acked := w.acked
 	w.acked = nil
+	w.mu.Unlock()
+	seen := map[ack]bool{}
+	for _, e := range came {
+		w.read = e.Seq + 1
+		w.takes(e)
+		seen[ack{string(e.Parsed.Action), e.Parsed.Object}] = true
+	}
+	for _, a := range acked {
+		if seen[a.ack] {
+			w.confirmed++
+		} else {
+			w.fail("%s of %s was acknowledged at %s in life %d and is lost; %s", a.action, a.object, a.at, a.life, w.history(s, a.object))
+		}
+	}
+}
+
+// history is what the ledger has of an object, for whoever has to understand a
+// failure.
+func (w *world) history(s *server, object string) string {
+	b := &strings.Builder{}
+	fmt.Fprintf(b, "this is life %d, entries were read up to #%d; of %s the ledger has", w.lives, w.read, object)
+	all, err := since(s, 0)
+	if err != nil {
+		fmt.Fprintf(b, "\n  %v", err)
+	}
+	for _, e := range all {
+		if e.Parsed.Object == object || strings.Contains(string(e.Payload), object) {
+			fmt.Fprintf(b, "\n  #%d %s version %d of %s: %s", e.Seq, e.Parsed.Action, e.Parsed.Version, e.Parsed.Object, e.Payload)
+		}
+	}
+	if p, ok := w.promised[object]; ok {
+		fmt.Fprintf(b, "\n  and its end was promised at %s in life %d", p.at, p.life)
+	}
+	return b.String()
 }
 
 // takes one entry into the account.
@@ -316,7 +408,7 @@ func (w *world) takes(e ledger.Recorded) {
 	switch l.Action {
 	case "grant.activated", "grant.declared":
 		w.agreed[l.Object] = e.Seq
-	case "grant.ended":
+	case "grant.ended", "grant.denied":
 		delete(w.promised, l.Object)
 	case "session.opened":
 		if _, twice := w.opened[l.Session]; twice {
@@ -336,16 +428,16 @@ func (w *world) takes(e ledger.Recorded) {
 }
 
 // stillOpen are the sessions that are not over, by their rows.
-func (w *world) stillOpen(s *server) map[string]bool {
+func stillOpen(s *server) (map[string]bool, error) {
 	open := map[string]bool{}
-	w.must(s.store.View(s.over, func(v *store.View) error {
+	err := s.store.View(s.over, func(v *store.View) error {
 		ids, err := store.All[string](v, `SELECT id FROM sessions WHERE state <> $1`, session.StateEnded)
 		for _, id := range ids {
 			open[id] = true
 		}
 		return err
-	}))
-	return open
+	})
+	return open, err
 }
 
 // keptPromises looks whether ends that an earlier life took before its database
@@ -354,26 +446,37 @@ func (w *world) keptPromises(s *server) {
 	if s.dead() {
 		return
 	}
-	for grant, life := range w.promised {
-		if life < w.lives {
+	for grant, p := range w.promised {
+		if p.life < w.lives {
 			w.fail("the end of grant %s acted, and the ledger never heard of it", grant)
+		}
+	}
+}
+
+// broken looks for a grant in force whose end was promised long ago, by a server
+// that has been there for long enough to keep it.
+func (w *world) broken(force []access.Grant) {
+	for _, g := range force {
+		if p, ok := w.promised[g.ID]; ok && w.now()-max(p.at, w.at) > keeps {
+			w.fail("grant %s is in force, and its end was promised at %s in life %d", g.ID, p.at, p.life)
 		}
 	}
 }
 
 // nothingOpen looks whether a start closed what a crash left open.
 func (w *world) nothingOpen(s *server) {
+	open, err := stillOpen(s)
 	if s.dead() {
 		return
 	}
-	for id := range w.stillOpen(s) {
+	w.must(err)
+	for id := range open {
 		w.fail("session %s is open, and its server crashed", id)
 	}
 }
 
 // pairs looks whether what was opened is closed once, unless it is still open.
-func (w *world) pairs(s *server) {
-	open := w.stillOpen(s)
+func (w *world) pairs(open map[string]bool) {
 	for id := range w.opened {
 		if n := w.closed[id]; n != 1 && !(n == 0 && open[id]) {
 			w.fail("session %s was opened, and closed %d times", id, n)
@@ -390,16 +493,17 @@ func (w *world) pairs(s *server) {
 	}
 }
 
+// listed is how many grants a list has at most.
+const listed = 500
+
 // folds compares the grants with what the ledger folds to.
-func (w *world) folds(s *server) {
+func (w *world) folds(rows []access.Grant) {
 	folded, err := access.Fold(w.grants)
 	if err != nil {
 		w.fail("the ledger does not fold: %v", err)
 		return
 	}
-	rows, err := s.access.List(w.in("auditor")[0].in(s), false, false)
-	w.must(err)
-	if len(rows) != len(folded) {
+	if len(rows) != min(len(folded), listed) {
 		w.fail("%d grants in the table, %d in the ledger", len(rows), len(folded))
 	}
 	for _, g := range rows {
