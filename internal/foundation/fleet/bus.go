@@ -41,6 +41,10 @@ const (
 	maxPending = 8 << 20
 	// maxSubs bounds the subscriptions of one connection.
 	maxSubs = 1024
+	// starved is how long an end of a channel may say or take nothing. A machine
+	// that gives it no processor for a while is slow, not gone: the connection
+	// below has a heartbeat and says sooner which (mux).
+	starved = 30 * time.Second
 )
 
 // newBus starts the bus; more adds to its options.
@@ -55,6 +59,8 @@ func newBus(more func(*server.Options)) (*bus, error) {
 		MaxPayload:                 maxPayload,
 		MaxPending:                 maxPending,
 		MaxSubs:                    maxSubs,
+		AuthTimeout:                starved.Seconds(),
+		WriteDeadline:              starved,
 		CustomClientAuthentication: b,
 	}
 	more(options)
@@ -63,12 +69,12 @@ func newBus(more func(*server.Options)) (*bus, error) {
 		return nil, fault.Wrap(fault.Internal, err, "cannot make the message bus")
 	}
 	go srv.Start() // it returns once it does not listen, or never
-	if !srv.ReadyForConnections(5 * time.Second) {
+	if !srv.ReadyForConnections(starved) {
 		srv.Shutdown()
-		return nil, fault.New(fault.Internal, "cannot start the message bus: not ready in 5 s")
+		return nil, fault.New(fault.Internal, "cannot start the message bus: not ready in %s", starved)
 	}
 	b.nats = srv
-	b.conn, err = nats.Connect("", nats.InProcessServer(srv), nats.UserInfo(selfUser, own), nats.CustomInboxPrefix("_INBOX."+selfUser), nats.MaxReconnects(-1))
+	b.conn, err = nats.Connect("", nats.InProcessServer(srv), nats.UserInfo(selfUser, own), nats.CustomInboxPrefix("_INBOX."+selfUser), nats.MaxReconnects(-1), nats.Timeout(starved))
 	if err != nil {
 		srv.Shutdown()
 		return nil, fault.Wrap(fault.Internal, err, "cannot join the message bus")

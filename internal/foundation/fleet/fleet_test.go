@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ type bench struct {
 	changed atomic.Int64
 	removed atomic.Bool
 	ordered map[string]string // session: host; set before anybody connects
+	late    time.Duration     // after which nodes say their first word on the message channel
 }
 
 func newRing(t *testing.T) *keyring.Ring {
@@ -159,6 +161,7 @@ type fakeNode struct {
 	session *mux.Session
 	nats    *nats.Conn
 	answer  wire.HelloAnswer
+	late    time.Duration
 }
 
 func (b *bench) dial(cert *tls.Certificate, host string) (*fakeNode, error) {
@@ -175,7 +178,7 @@ func (b *bench) dialAs(protocol string, cert *tls.Certificate, host string) (*fa
 		return nil, err
 	}
 	b.t.Cleanup(func() { c.Close() })
-	n := &fakeNode{}
+	n := &fakeNode{late: b.late}
 	if err := wire.WriteLine(c, wire.Hello{V: 1, Use: wire.UseControl, Version: "test", Mode: wire.ModeRoot, Floor: wire.FloorFull}); err != nil {
 		return nil, err
 	}
@@ -187,7 +190,7 @@ func (b *bench) dialAs(protocol string, cert *tls.Certificate, host string) (*fa
 	}
 	n.session = mux.Client(c)
 	n.nats, err = nats.Connect("nats://node", nats.SetCustomDialer(n), nats.UserInfo(n.answer.NATSUser, n.answer.NATSPass),
-		nats.CustomInboxPrefix(wire.InboxPrefix(host)), nats.NoReconnect(), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+		nats.CustomInboxPrefix(wire.InboxPrefix(host)), nats.NoReconnect(), nats.Timeout(patience), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +204,19 @@ func (n *fakeNode) Dial(_, _ string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s, wire.WriteStreamKind(s, wire.StreamNATS)
+	return &hesitant{Conn: s, late: n.late}, wire.WriteStreamKind(s, wire.StreamNATS)
+}
+
+// hesitant is a channel whose first word comes late.
+type hesitant struct {
+	net.Conn
+	late time.Duration
+	once sync.Once
+}
+
+func (h *hesitant) Write(p []byte) (int, error) {
+	h.once.Do(func() { <-time.After(h.late) })
+	return h.Conn.Write(p)
 }
 
 func (*fakeNode) SkipTLSHandshake() bool { return true }
@@ -255,6 +270,16 @@ func TestOnlyACertificateOfThisInstallationConnects(t *testing.T) {
 	b.join(hostA)
 	if s := b.fleet.Node(hostA).State; s != Online {
 		t.Errorf("an admitted node is shown as %s", s)
+	}
+}
+
+// A host that gets no processor for some seconds is slow, and not refused.
+func TestANodeThatIsSlowToSpeakKeepsItsMessageChannel(t *testing.T) {
+	b := newBench(t)
+	b.late = 3 * time.Second // what the message bus waits for by itself, and a half
+	n := b.join(hostA)
+	if _, err := n.lease(t, b, wire.LeaseAsk{Node: hostA}); err != nil {
+		t.Error(err)
 	}
 }
 
