@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,16 +79,30 @@ func TestAStoppedKeeperHoldsNothingUp(t *testing.T) {
 	}
 }
 
+// The keeper of a session is stopped long before its deadline, and time passes
+// second by second, each with a new lease: nothing else ends the session.
 func TestTheWardenHoldsTheDeadlineToo(t *testing.T) {
 	b := newBench(t)
-	b.start(func(c *Config) { c.Silence = time.Hour })
+	var passed atomic.Int64
+	b.start(func(c *Config) {
+		c.Silence = time.Hour
+		c.Boot = func() time.Duration { return bootTime() + time.Duration(passed.Load()) }
+	})
+	const length = 2 * time.Minute
 	s, _ := b.open(func(s *wire.SessionSpec) {
 		rootSpec(`echo ready; exec sleep 98762`)(s)
-		s.RemainingMS = 2000
+		s.RemainingMS = length.Milliseconds()
 	})
 	s.sees("ready")
 	if err := unix.Kill(keeperOf(t, os.Getpid()), unix.SIGSTOP); err != nil {
 		t.Fatal(err)
+	}
+	for range int((length + deadlineGrace) / time.Second) {
+		passed.Add(int64(time.Second))
+		b.renew(nil)
+	}
+	if e := b.event(wire.EventResidue); e.Session != s.id || !strings.Contains(e.Text, "did not end it at its deadline") {
+		t.Errorf("%+v", e)
 	}
 	b.eventually("it is dead", func() bool { return !running("sleep\x0098762") })
 }

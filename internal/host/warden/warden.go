@@ -296,7 +296,7 @@ func (w *warden) watch(ctx context.Context) {
 			w.run.stopWhere(keeper.WhyLease, func(l *live) bool { return !l.alone })
 			w.looks.stop(everybody)
 		}
-		w.run.overdue(bootTime(), w.c.Silence)
+		w.run.overdue(w.c.Boot(), w.c.Silence)
 		offset = w.clock(offset, wallMinusBoot())
 		w.gate.RUnlock()
 	}
