@@ -192,7 +192,15 @@ func TestALockEndsWhatSomebodyLooksAt(t *testing.T) {
 	var before, after asked
 	ada.json(&before, "elevate", host, "--reason", "before the lock", "-o", "json")
 	followed.waitFor(before.Approval)
-	ada.ok("lock", "ben", "--reason", "lost laptop")
+	var agreed asked
+	ada.json(&agreed, "elevate", host, "--reason", "on his word", "-o", "json")
+	ben.ok("approve", agreed.ID, "--yes")
+	if out := ada.ok("lock", "ben", "--reason", "lost laptop"); !strings.Contains(out, agreed.ID+" in force: handrail revoke "+agreed.ID) {
+		t.Errorf("who locks an approver is not told what stands on their word:\n%s", out)
+	}
+	if out := ada.ok("grants", "--agreed-by", "ben"); !strings.Contains(out, agreed.ID) || strings.Contains(out, before.ID) {
+		t.Errorf("%s stands on ben's word, and nothing else:\n%s", agreed.ID, out)
+	}
 	joined.waitFor("lost laptop")
 	joined.wait()
 	ada.json(&after, "elevate", host, "--reason", "after the lock", "-o", "json")

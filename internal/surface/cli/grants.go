@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,12 +14,13 @@ import (
 
 func (t *tool) grantsCommand() *cobra.Command {
 	var all, mine bool
+	var by string
 	c := t.command("grants [ID]", "List who may write where, or show one grant: who agreed, who ended it and why",
-		"handrail grants             # what is asked for, in force, or owes a review\nhandrail grants g-7k3f9q2m  # one of them, with all that was said",
+		"handrail grants                  # what is asked for, in force, or owes a review\nhandrail grants g-7k3f9q2m       # one of them, with all that was said\nhandrail grants --agreed-by bob  # what stands on the word of one person",
 		atMost("the id of the grant"),
 		func(cmd *cobra.Command, args []string) error {
-			if len(args) == 1 && (all || mine) {
-				return fault.New(fault.Invalid, "cannot list and show at once: --all and --mine take no id").WithHint("handrail grants %s", clean(args[0]))
+			if len(args) == 1 && (all || mine || by != "") {
+				return fault.New(fault.Invalid, "cannot list and show at once: --all, --mine and --agreed-by take no id").WithHint("handrail grants %s", clean(args[0]))
 			}
 			c, err := t.client()
 			if err != nil {
@@ -31,11 +33,15 @@ func (t *tool) grantsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if by != "" {
+				answer.Grants = slices.DeleteFunc(answer.Grants, func(g *v1.Grant) bool { return !agreedBy(g, by) })
+			}
 			return t.emit(answer, t.grantTable(answer.Grants))
 		})
 	c.ValidArgsFunction = t.completeGrants(false, nil)
 	c.Flags().BoolVar(&all, "all", false, "also those that have ended")
 	c.Flags().BoolVar(&mine, "mine", false, "only mine")
+	c.Flags().StringVar(&by, "agreed-by", "", "only those that this person, by name or id, agreed to")
 	return c
 }
 
@@ -78,6 +84,29 @@ func agreed(g *v1.Grant) string {
 		}
 	}
 	return strings.Join(names, ", ")
+}
+
+// agreedBy says whether a person, by id or name, agreed to a grant.
+func agreedBy(g *v1.Grant, person string) bool {
+	return slices.ContainsFunc(g.Decisions, func(d *v1.Decision) bool {
+		return d.Verdict == "approved" && d.Void == "" && (d.Person == person || d.PersonName == person)
+	})
+}
+
+// onWordOf are the grants in force that somebody who is locked now agreed to:
+// a lock does not end them, so whoever locks looks at them.
+func (c *client) onWordOf(ctx context.Context, person string) ([]string, error) {
+	answer, err := c.grants.List(ctx, &v1.ListGrantsRequest{OpenOnly: true})
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, g := range answer.Grants {
+		if (g.State == "active" || g.State == "paused") && agreedBy(g, person) {
+			ids = append(ids, g.Id)
+		}
+	}
+	return ids, nil
 }
 
 func (t *tool) grantView(g *v1.Grant) *sheet {

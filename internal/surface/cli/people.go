@@ -170,6 +170,10 @@ func (t *tool) lockCommand() *cobra.Command {
 				s.toned("locked", "at once, everywhere; the database does not answer now, the ledger entry follows", warn)
 			}
 			s.put("killed", count(answer.SessionsKilled, "session")).put("ended", count(answer.GrantsEnded, "grant"))
+			// What they agreed to stands until somebody ends it; not to know of it is no failure of the lock.
+			if ids, err := c.onWordOf(cmd.Context(), answer.Person.GetId()); err == nil && len(ids) > 0 {
+				s.toned("agreed to", strings.Join(ids, ", ")+" in force: handrail revoke "+ids[0], warn)
+			}
 			return t.emit(answer, s)
 		})
 	c.ValidArgsFunction = t.completePeople

@@ -2,6 +2,7 @@ package web
 
 import (
 	"net/http"
+	"slices"
 
 	v1 "handrail.dev/handrail/api/handrail/v1"
 )
@@ -72,7 +73,21 @@ func (s *site) lockPerson(v *visit) error {
 	if _, err := s.people.Lock(v.ctx, &v1.LockRequest{Person: v.r.PathValue("id"), Reason: v.form("reason")}); err != nil {
 		return err
 	}
+	if s.stillAgreed(v, v.r.PathValue("id")) {
+		return v.goOn("/approvals", "locked-agreed")
+	}
 	return v.goOn("/people", "locked")
+}
+
+// stillAgreed says whether a grant is in force that this person agreed to: a
+// lock does not end it, so whoever locks is shown the grants.
+func (s *site) stillAgreed(v *visit, person string) bool {
+	got, err := s.grants.List(v.ctx, &v1.ListGrantsRequest{OpenOnly: true})
+	return err == nil && slices.ContainsFunc(got.Grants, func(g *v1.Grant) bool {
+		return (g.State == "active" || g.State == "paused") && slices.ContainsFunc(g.Decisions, func(d *v1.Decision) bool {
+			return d.Person == person && d.Verdict == "approved" && d.Void == ""
+		})
+	})
 }
 
 func (s *site) unlockPerson(v *visit) error {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/a-h/templ"
+
 	v1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/fault"
 )
@@ -184,27 +185,28 @@ func words(s string) []string {
 // doneWords is what the page after a form says. The URL names the line, so
 // that nobody can make a link that puts words into our mouth.
 var doneWords = map[string]string{
-	"named":      "You have a name. Welcome.",
-	"passkey":    "Passkey saved.",
-	"approved":   "Approved, and signed with your passkey.",
-	"denied":     "Denied. The requester sees your reason.",
-	"revoked":    "Revoked. Every process of that grant's sessions is dead.",
-	"ended":      "Ended.",
-	"reviewed":   "Review closed.",
-	"stopped":    "Stopped. Every process of the session is dead.",
-	"paused":     "Paused. Nothing in the session runs until somebody resumes it.",
-	"resumed":    "Resumed.",
-	"locked":     "Locked, everywhere, at once.",
-	"unlocked":   "Unlocked.",
-	"asked":      "Asked. A second person must approve before it takes effect.",
-	"set":        "Saved.",
-	"bootstrap":  "Bootstrap is over, for good.",
-	"broken":     "Break-glass is in force. Everybody sees it, and a review is owed.",
-	"confirmed":  "Confirmed. Your terminal goes on now.",
-	"synced":     "Read. What the directory says now holds here.",
-	"applied":    "In force.",
-	"keyed":      "Named. Now, in your terminal: handrail voucher fetch --key FILE.pub",
-	"tested":     "Sent, after whatever waits before it. What came back is below.",
-	"loggedout":  "Logged out.",
-	"host-asked": "Asked. A second person must approve the host's new settings.",
+	"named":         "You have a name. Welcome.",
+	"passkey":       "Passkey saved.",
+	"approved":      "Approved, and signed with your passkey.",
+	"denied":        "Denied. The requester sees your reason.",
+	"revoked":       "Revoked. Every process of that grant's sessions is dead.",
+	"ended":         "Ended.",
+	"reviewed":      "Review closed.",
+	"stopped":       "Stopped. Every process of the session is dead.",
+	"paused":        "Paused. Nothing in the session runs until somebody resumes it.",
+	"resumed":       "Resumed.",
+	"locked":        "Locked, everywhere, at once.",
+	"locked-agreed": "Locked, everywhere, at once. Grants that they agreed to are still in force: look at them below.",
+	"unlocked":      "Unlocked.",
+	"asked":         "Asked. A second person must approve before it takes effect.",
+	"set":           "Saved.",
+	"bootstrap":     "Bootstrap is over, for good.",
+	"broken":        "Break-glass is in force. Everybody sees it, and a review is owed.",
+	"confirmed":     "Confirmed. Your terminal goes on now.",
+	"synced":        "Read. What the directory says now holds here.",
+	"applied":       "In force.",
+	"keyed":         "Named. Now, in your terminal: handrail voucher fetch --key FILE.pub",
+	"tested":        "Sent, after whatever waits before it. What came back is below.",
+	"loggedout":     "Logged out.",
+	"host-asked":    "Asked. A second person must approve the host's new settings.",
 }

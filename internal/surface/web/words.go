@@ -415,6 +415,17 @@ func grantEndWord(g *v1.Grant) string {
 	return g.EndedWhy
 }
 
+// agreedTo is who agreed to a grant.
+func agreedTo(g *v1.Grant) string {
+	var names []string
+	for _, d := range g.Decisions {
+		if d.Verdict == "approved" && d.Void == "" {
+			names = append(names, d.PersonName)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
 func decidersOf(a *v1.Approval) string {
 	names := make([]string, 0, len(a.Decisions))
 	for _, d := range a.Decisions {
