@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -208,19 +209,23 @@ func TestAPeerThatIsGoneIsNoticed(t *testing.T) {
 }
 
 func TestAPeerThatIsIdleIsKept(t *testing.T) {
-	x, y := pair(t)
-	client, server := newSession(x, 1, 10*time.Millisecond), newSession(y, 2, 10*time.Millisecond)
-	defer client.Close()
-	defer server.Close()
-	beats := time.NewTicker(10 * time.Millisecond)
-	defer beats.Stop()
-	for range 20 * patience {
-		<-beats.C
-	}
-	mine, theirs := stream(t, client, server)
-	if mine == nil || theirs == nil {
-		t.Error("an idle connection ended")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		x, y := net.Pipe()
+		client, server := Client(x), Server(y)
+		defer client.Close()
+		defer server.Close()
+		<-time.After(20 * patience * beat)
+		st, err := client.Open()
+		if err != nil {
+			t.Fatalf("an idle connection ended: %v", client.Err())
+		}
+		if _, err := st.Write([]byte("still here")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := server.Accept(); err != nil {
+			t.Errorf("an idle connection ended: %v", server.Err())
+		}
+	})
 }
 
 // Windows are granted to who reads, and no more than a connection may hold.
