@@ -43,7 +43,7 @@ func TestInputArrivesInOrderHoweverSlowTheProgramReads(t *testing.T) {
 	}
 	defer closeAll(theirs)
 	conn, gateway := ends(t)
-	k := &keeper{conn: conn, out: wire.NewWriter(conn), stdin: mine[0]}
+	k := &keeper{conn: conn, out: wire.NewWriter(conn), stdin: mine[0], ending: make(chan struct{})}
 	_, _ = unix.FcntlInt(mine[0].Fd(), unix.F_SETPIPE_SZ, 4<<10)
 	if err := unix.SetNonblock(int(mine[0].Fd()), true); err != nil {
 		t.Fatal(err)

@@ -58,6 +58,7 @@ type keeper struct {
 	budget   atomic.Int64
 	waited   atomic.Bool
 	pumped   chan struct{} // closed when the last byte of output is written
+	ending   chan struct{} // closed when there is a reason to end
 
 	mu     sync.Mutex
 	why    string
@@ -79,7 +80,7 @@ func run() int {
 	if err != nil {
 		return 2
 	}
-	k := &keeper{ctl: ctl, conn: conn, out: wire.NewWriter(conn), shorter: make(chan struct{}, 1), pumped: make(chan struct{})}
+	k := &keeper{ctl: ctl, conn: conn, out: wire.NewWriter(conn), shorter: make(chan struct{}, 1), pumped: make(chan struct{}), ending: make(chan struct{})}
 	b, err := wire.ReadBlock(ctl, maxControl)
 	if err != nil || json.Unmarshal(b, &k.spec) != nil {
 		return 2
@@ -197,9 +198,16 @@ func limits(l wire.Limits) sandbox.Limits {
 func (k *keeper) serve() {
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
+	warden := os.Getppid()
 	go func() {
-		<-term
-		k.end(WhyLost)
+		for range term {
+			// The kernel tells of the end of the warden's thread that started us,
+			// too, as when the warden becomes a newer program for the second time.
+			// While it lives, it is heard on the control socket.
+			if os.Getppid() != warden {
+				k.end(WhyLost)
+			}
+		}
 	}()
 	go k.obey()
 	go k.watchDeadline()
@@ -209,6 +217,7 @@ func (k *keeper) serve() {
 	if err != nil {
 		status = syscall.WaitStatus(255 << 8)
 	}
+	k.hearWhy()
 	// What the first process left behind ends with it; then the pipes run dry.
 	k.kill()
 	k.allow(max(drainTimeout, k.remaining()))
@@ -221,6 +230,18 @@ func (k *keeper) serve() {
 	k.acting.Lock() // and never unlocked: no command is half done when we exit
 	k.report(report{Event: eventEnded, Ended: &ended})
 	k.cleanUp()
+}
+
+// hearWhy waits for the reason of a session that the warden had killed before
+// it told us, so that all of them are dead before the first of us has to run.
+func (k *keeper) hearWhy() {
+	if k.group == nil || !k.group.Condemned() {
+		return
+	}
+	select {
+	case <-k.ending:
+	case <-time.After(killTimeout): // somebody with root played warden
+	}
 }
 
 func (k *keeper) exit(status syscall.WaitStatus) Ended {
@@ -240,6 +261,7 @@ func (k *keeper) end(why string) (killed int) {
 	k.mu.Lock()
 	if k.why == "" {
 		k.why = why
+		close(k.ending)
 	}
 	k.mu.Unlock()
 	n := k.kill()

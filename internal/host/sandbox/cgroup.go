@@ -159,14 +159,19 @@ func (c *Cgroup) make(m mounted, name string, l Limits) error {
 	return nil
 }
 
-// makeUnified makes the version 2 group. Alone, it lies at the top, where the
-// limits can be had without moving our own process; beside version 1 it needs
-// no controllers and lies under our own group.
-func (c *Cgroup) makeUnified(m mounted, name string) error {
-	base := filepath.Join(m.unified, m.own[""])
-	if len(m.controllers) > 0 && m.controllers["pids"] && os.Getuid() == 0 {
-		base = m.unified
+// unifiedBase is where the version 2 groups lie: alone, at the top, where the
+// limits can be had without moving our own process; beside version 1 they need
+// no controllers and lie under our own group.
+func (m mounted) unifiedBase() string {
+	if m.controllers["pids"] && os.Getuid() == 0 {
+		return m.unified
 	}
+	return filepath.Join(m.unified, m.own[""])
+}
+
+// makeUnified makes the version 2 group.
+func (c *Cgroup) makeUnified(m mounted, name string) error {
+	base := m.unifiedBase()
 	parent := filepath.Join(base, parentName)
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return err
@@ -317,7 +322,7 @@ func (c *Cgroup) kill(ctx context.Context, oneByOne bool) (n int, err error) {
 	n = len(pids)
 	for _, dir := range []string{c.legacy["pids"], c.unified} {
 		if dir != "" {
-			_ = c.write(dir, "pids.max", "0") // no new ones; a belt where cgroup.kill works
+			_ = c.write(dir, "pids.max", condemned) // no new ones; a belt where cgroup.kill works
 		}
 	}
 	whole := !oneByOne && c.unified != "" && c.write(c.unified, "cgroup.kill", "1") == nil

@@ -3,9 +3,10 @@ package sandbox
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
-	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -27,10 +28,11 @@ type Report struct {
 // Probe finds out by building a sandbox and looking at it, since what a kernel
 // lists and what a container lets through differ. It is made once, at the
 // start of the warden; its answer is what the node reports. hide are handrail's
-// own folders.
+// own folders. Many may look at once: hosts in containers share the tree of
+// cgroups, and have the same process numbers.
 func Probe(ctx context.Context, hide []string) Report {
 	r := Report{Mode: NoShells, Floor: Brokered, Kernel: kernelRelease(), Landlock: landlockABI()}
-	cg, cgErr := NewCgroup(fmt.Sprintf("probe-%d", os.Getpid()), Limits{Pids: 64})
+	cg, cgErr := NewCgroup("probe-"+strings.ToLower(rand.Text()), Limits{Pids: 64})
 	if cgErr == nil {
 		r.Cgroup = cg.Layout()
 		defer cg.Remove()

@@ -132,6 +132,11 @@ func (s *sessions) giveUp(l *live, why string) {
 // clearUp kills what a session left, and says in one event what it was.
 func (s *sessions) clearUp(l *live) keeper.Ended {
 	e, told := l.handle.Ended()
+	s.mu.Lock()
+	if told && e.Exit.Why == "" {
+		e.Exit.Why = l.condemned
+	}
+	s.mu.Unlock()
 	var said []string
 	count := 0
 	if !told { // the keeper was killed; its cgroup is not

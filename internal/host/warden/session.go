@@ -34,7 +34,10 @@ type live struct {
 	silent   int           // looks at which its keeper had said nothing for too long
 	given    bool          // its keeper was given up, for the reason in lost
 	lost     string
-	alone    bool // no server ordered it: nothing is said of it but in its journal
+	// condemned is why it was killed before its keeper knew: one of an older
+	// program takes the death for the end of the person's own doing.
+	condemned string
+	alone     bool // no server ordered it: nothing is said of it but in its journal
 }
 
 // sessions are those that run here.
@@ -45,6 +48,7 @@ type sessions struct {
 	// heldLive remembers sessions with root, likewise.
 	heldLive string
 	procs    *sandbox.Processes
+	groups   *sandbox.Groups
 	prefix   string // of cgroup names: of this warden alone
 	mode     sandbox.Mode
 	spawn    *keeper.Spawner
@@ -173,23 +177,38 @@ func (s *sessions) stop(l *live, why string) (killed int) {
 	return n
 }
 
-// stopWhere stops all sessions that match, at once.
+// stopWhere stops all sessions that match, at once. The kernel kills them all
+// before their keepers are asked, which take turns on the processors.
 func (s *sessions) stopWhere(why string, match func(*live) bool) (met, killed int) {
+	found := s.where(match)
+	counts := make([]int, len(found))
+	for i, l := range found {
+		counts[i] = s.condemn(l, why)
+	}
 	var wg sync.WaitGroup
-	var sum sync.Mutex
-	for _, l := range s.where(match) {
-		met++
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			n := s.stop(l, why)
-			sum.Lock()
-			killed += n
-			sum.Unlock()
-		}()
+	for i, l := range found {
+		wg.Go(func() { counts[i] = max(counts[i], s.stop(l, why)) })
 	}
 	wg.Wait()
-	return met, killed
+	for _, n := range counts {
+		killed += n
+	}
+	return len(found), killed
+}
+
+// condemn has the kernel kill a session that has a keeper, which hears why
+// afterwards.
+func (s *sessions) condemn(l *live, why string) (killed int) {
+	s.mu.Lock()
+	started := l.handle != nil
+	if started && l.condemned == "" {
+		l.condemned = why
+	}
+	s.mu.Unlock()
+	if started {
+		killed, _ = s.groups.Condemn(l.cgroup)
+	}
+	return killed
 }
 
 func (s *sessions) where(match func(*live) bool) []*live {

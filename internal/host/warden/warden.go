@@ -168,7 +168,8 @@ func open(ctx context.Context, c Config, from *passed) (*warden, func(), error) 
 		unlock()
 		return nil, nil, err
 	}
-	release := func() { procs.Close(); held.Close(); unlock() }
+	groups := sandbox.HoldGroups()
+	release := func() { groups.Close(); procs.Close(); held.Close(); unlock() }
 	hide := append([]string{c.Dir}, c.Hide...)
 	probe := sandbox.Probe(ctx, hide)
 	w := &warden{
@@ -176,7 +177,7 @@ func open(ctx context.Context, c Config, from *passed) (*warden, func(), error) 
 		status: Status{Node: pin.Node, Mode: string(probe.Mode), Floor: string(probe.Floor), Missing: probe.Missing,
 			Trial: c.Trial || probe.Mode != sandbox.RootMode, Version: c.Version, BootID: bootID(), Cosigned: policy.witnesses.Wants()},
 	}
-	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), heldLive: filepath.Join(within(held), "live"), procs: procs, prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
+	w.run = &sessions{dir: spools, heldDir: filepath.Join(within(held), "spool"), heldLive: filepath.Join(within(held), "live"), procs: procs, groups: groups, prefix: cgroupPrefix(c.Dir), mode: probe.Mode, spawn: keeper.NewSpawner(), policy: policy,
 		hide: hide, events: w.events, live: map[string]*live{}, uids: newUIDRange(policy)}
 	if from != nil {
 		w.events.queue, w.events.dropped = from.Events, from.Dropped

@@ -3,6 +3,7 @@ package attack
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -418,7 +419,7 @@ func (s *setting) sandboxed(ctx context.Context, without []string) (map[string]a
 // inside runs the probes of a spec's command and returns their answers.
 func (s *setting) inside(ctx context.Context, spec sandbox.Spec, without []string) (map[string]answer, sandbox.Ready, error) {
 	o := sandbox.Options{}
-	cg, err := sandbox.NewCgroup(fmt.Sprintf("attack-%d", os.Getpid()), sandbox.Limits{Pids: attackPids, MemoryBytes: 1 << 30})
+	cg, err := sandbox.NewCgroup("attack-"+strings.ToLower(rand.Text()), sandbox.Limits{Pids: attackPids, MemoryBytes: 1 << 30})
 	if err == nil {
 		o.Cgroup = cg
 		defer func() {
