@@ -111,6 +111,20 @@ func TestPortsAreForwardedWhereAGrantNamesThem(t *testing.T) {
 			t.Error("a port of the host was forwarded to a person")
 		}
 	})
+	t.Run("what does not answer is refused, as by sshd", func(t *testing.T) {
+		closed, release, err := port.Reserve()
+		if err != nil {
+			t.Fatal(err)
+		}
+		release()
+		var to asked
+		cleo.json(&to, "elevate", host, "--reason", "look at another", "--for", "30m", "--forward", closed, "-o", "json")
+		ben.ok("approve", to.ID, "--yes")
+		r := cleo.client(t, dir, "ssh", "-F", cleo.config(), "-W", closed, at)
+		if r.code == 0 || !strings.Contains(r.err, "connect failed") || !strings.Contains(r.err, "connection refused") {
+			t.Errorf("exit %d\n%s", r.code, r.err)
+		}
+	})
 	t.Run("as editors come", func(t *testing.T) {
 		var wide asked
 		cleo.json(&wide, "elevate", host, "--reason", "edit there", "--for", "30m", "--forward", "localhost:*", "-o", "json")

@@ -13,6 +13,10 @@ import (
 // is SessionForward, its command the destination, "address:port". What a grant
 // allows is written the same, and "address:*" is every port of an address.
 
+// ForwardConnected is the first error output of a forwarded port's session, once
+// its other end has answered; anything else says why it has not.
+const ForwardConnected = "connected\n"
+
 // MaxForwards bounds the destinations of one grant.
 const MaxForwards = 16
 

@@ -6,6 +6,8 @@ import (
 	"net"
 	"os"
 	"time"
+
+	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // dialTime bounds how long the other end of a forwarded port may take to answer.
@@ -24,6 +26,9 @@ func serveForward() int {
 		return 1
 	}
 	defer conn.Close()
+	if _, err := io.WriteString(os.Stderr, wire.ForwardConnected); err != nil {
+		return 1
+	}
 	go func() {
 		_, _ = io.Copy(conn, os.Stdin)
 		if half, ok := conn.(*net.TCPConn); ok {
