@@ -111,20 +111,7 @@ func TestPortsAreForwardedWhereAGrantNamesThem(t *testing.T) {
 			t.Error("a port of the host was forwarded to a person")
 		}
 	})
-	t.Run("what does not answer is refused, as by sshd", func(t *testing.T) {
-		closed, release, err := port.Reserve()
-		if err != nil {
-			t.Fatal(err)
-		}
-		release()
-		var to asked
-		cleo.json(&to, "elevate", host, "--reason", "look at another", "--for", "30m", "--forward", closed, "-o", "json")
-		ben.ok("approve", to.ID, "--yes")
-		r := cleo.client(t, dir, "ssh", "-F", cleo.config(), "-W", closed, at)
-		if r.code == 0 || !strings.Contains(r.err, "connect failed") || !strings.Contains(r.err, "connection refused") {
-			t.Errorf("exit %d\n%s", r.code, r.err)
-		}
-	})
+	t.Run("what does not answer is refused, as by sshd", func(t *testing.T) { closedPort(t, cleo, ben, host) })
 	t.Run("as editors come", func(t *testing.T) {
 		var wide asked
 		cleo.json(&wide, "elevate", host, "--reason", "edit there", "--for", "30m", "--forward", "localhost:*", "-o", "json")
@@ -205,5 +192,22 @@ func socks(t *testing.T, c net.Conn, destination string) {
 		if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got[:2], step.hear[:2]) {
 			t.Fatal(fmt.Errorf("the proxy says %x: %w", got, err))
 		}
+	}
+}
+
+// closedPort asks for a port behind which nobody listens.
+func closedPort(t *testing.T, cleo, ben person, host string) {
+	t.Helper()
+	closed, release, err := port.Reserve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	release()
+	var to asked
+	cleo.json(&to, "elevate", host, "--reason", "look at another", "--for", "30m", "--forward", closed, "-o", "json")
+	ben.ok("approve", to.ID, "--yes")
+	r := cleo.client(t, t.TempDir(), "ssh", "-F", cleo.config(), "-W", closed, host+"+write@handrail")
+	if r.code == 0 || !strings.Contains(r.err, "connect failed") || !strings.Contains(r.err, "connection refused") {
+		t.Errorf("exit %d\n%s", r.code, r.err)
 	}
 }
