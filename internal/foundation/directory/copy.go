@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/ledger"
 )
 
 // Copy is the company as it was read, in one form: the same company is the
@@ -136,14 +137,14 @@ type Statement struct {
 }
 
 func (s Statement) sign(key note.Signer) (string, error) {
-	signed, err := note.Sign(&note.Note{Text: fmt.Sprintf("%s\n%d\n%s\n%s\n", statementTitle, s.Version, s.Read.UTC().Format(time.RFC3339Nano), s.Hash)}, key)
+	signed, err := note.Sign(&note.Note{Text: fmt.Sprintf("%s\n%d\n%s\n%s\n", statementTitle, s.Version, s.Read.UTC().Format(time.RFC3339Nano), s.Hash)}, ledger.SignersOf(key)...)
 	return string(signed), err
 }
 
 // OpenStatement checks a signed statement.
 func OpenStatement(signed string, key note.Verifier) (Statement, error) {
 	wrong := fault.New(fault.Invalid, "cannot believe this copy of the directory: it is not signed by this installation")
-	n, err := note.Open([]byte(signed), note.VerifierList(key))
+	n, err := note.Open([]byte(signed), note.VerifierList(ledger.KeysOf(key)...))
 	if err != nil {
 		return Statement{}, wrong
 	}

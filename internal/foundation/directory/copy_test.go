@@ -2,12 +2,18 @@ package directory
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-ldap/ldap/v3"
+	"golang.org/x/mod/sumdb/note"
 	"pgregory.net/rapid"
+
+	"handrail.dev/handrail/internal/foundation/ledger"
 )
 
 // reference finds who stands in a group the naive way: again and again, until
@@ -248,5 +254,58 @@ func TestSettingsThatCannotBeMeantAreRefused(t *testing.T) {
 	s.URL, s.StartTLS = "ldap://ldap.example.com", true
 	if err := s.Check(); err != nil {
 		t.Error(err)
+	}
+}
+
+// turning is the log's signer in whose every pause the keys are replaced.
+type turning struct {
+	ledger.LogSigners
+	turn func()
+}
+
+func (t turning) Name() string           { defer t.turn(); return t.LogSigners.Name() }
+func (t turning) KeyHash() uint32        { defer t.turn(); return t.LogSigners.KeyHash() }
+func (t turning) Signers() []note.Signer { defer t.turn(); return t.LogSigners.Signers() }
+
+// A statement is by keys that it names, whatever is rotated while it is signed,
+// and is believed as long as the log's key counts.
+func TestACopyIsSignedByOneKeyWhileKeysRotate(t *testing.T) {
+	h := build(t)
+	skey, err := os.ReadFile(filepath.Join(h.root, "root.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := note.NewSigner(strings.TrimSpace(string(skey)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rotate := func() {
+		t.Helper()
+		p, err := h.ring.Propose([]string{ledger.KeyLog}, time.Now().Add(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := ledger.ReadBundle(p.Text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signed, err := ledger.SignBundle(b, root)
+		if err == nil {
+			err = h.ring.Install(p.Sealed, signed)
+		}
+		if err == nil {
+			err = h.ring.Finish()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := Statement{Version: 7, Read: fromMicros(1_700_000_000_000_000), Hash: strings.Repeat("a", 64)}
+	signed, err := s.sign(turning{h.ring.Log().(ledger.LogSigners), rotate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := OpenStatement(signed, h.ring.LogVerifier()); err != nil || got != s {
+		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -26,6 +26,7 @@ type house struct {
 	people *identity.People
 	ring   *keyring.Ring
 	dir    *Directory
+	root   string // the folder of the root key
 
 	mu     sync.Mutex
 	gone   []string // people whose power ended, by the brake
@@ -44,7 +45,7 @@ func build(t *testing.T) *house {
 		t.Fatal(err)
 	}
 	flag := &identity.Flag{}
-	h := &house{t: t, ring: ring}
+	h := &house{t: t, ring: ring, root: filepath.Join(dir, "root")}
 	h.store, err = store.Open(t.Context(), store.Config{
 		DSN: "sqlite:" + filepath.Join(dir, "db"), Origin: ring.Origin(), Signer: ring.Log(), Verifier: ring.LogVerifier(), Seals: ring.Subjects(),
 		Bootstrap: flag.Active, Migrations: slices.Concat(identity.Schema(), Schema()), Spool: filepath.Join(dir, "spool"),

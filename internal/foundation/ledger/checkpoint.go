@@ -22,11 +22,7 @@ func SignCheckpoint(origin string, tree tlog.Tree, s note.Signer) ([]byte, error
 		return nil, err
 	}
 	text := origin + "\n" + strconv.FormatInt(tree.N, 10) + "\n" + base64.StdEncoding.EncodeToString(tree.Hash[:]) + "\n"
-	signers := []note.Signer{s}
-	if c, ok := s.(LogSigners); ok {
-		signers = c.Signers()
-	}
-	b, err := note.Sign(&note.Note{Text: text}, signers...)
+	b, err := note.Sign(&note.Note{Text: text}, SignersOf(s)...)
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot sign checkpoint at %d", tree.N)
 	}

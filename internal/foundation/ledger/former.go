@@ -159,6 +159,16 @@ type LogSigners interface {
 	Signers() []note.Signer
 }
 
+// SignersOf are the signers behind one, as they are at this moment: each signs
+// and names itself by one key, while what stands for them may be another key's
+// from one call to the next.
+func SignersOf(s note.Signer) []note.Signer {
+	if c, ok := s.(LogSigners); ok {
+		return c.Signers()
+	}
+	return []note.Signer{s}
+}
+
 // KeysOf are the keys behind a verifier: its own, or those of a log whose key
 // was replaced.
 func KeysOf(v note.Verifier) []note.Verifier {

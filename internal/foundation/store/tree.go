@@ -226,12 +226,8 @@ func (s *Store) Head(ctx context.Context) (tlog.Tree, []byte, error) {
 // signersOf names the keys behind a signer: when they change, the newest tree
 // is signed again.
 func signersOf(s note.Signer) string {
-	signers := []note.Signer{s}
-	if c, ok := s.(ledger.LogSigners); ok {
-		signers = c.Signers()
-	}
 	var names strings.Builder
-	for _, s := range signers {
+	for _, s := range ledger.SignersOf(s) {
 		fmt.Fprintf(&names, "%08x ", s.KeyHash())
 	}
 	return names.String()
