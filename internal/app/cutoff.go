@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"handrail.dev/handrail/internal/feature/notice"
+	"handrail.dev/handrail/internal/surface/web"
 )
 
 // A server that does not reach the database can record nothing, so it decides
@@ -95,6 +96,7 @@ func (s *Server) whileCut(next http.Handler) http.Handler {
 			}
 		}
 		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set(web.CutHeader, "1")
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_ = json.NewEncoder(w).Encode(map[string]string{"code": "unavailable", "message": text}) // as Connect says errors
 	})

@@ -61,6 +61,14 @@ func (s *Sessions) finish(l *Live, outcome ledger.Outcome, why string, failure e
 	l.watchers = nil
 	l.mu.Unlock()
 	l.over()
+	// Told first, recorded after: a database that is away holds up the second.
+	for a := range watchers {
+		a.q.offer(Event{Kind: Notice, Notice: NoticeEnded, Text: "This session has ended: " + why + "."})
+		a.q.close()
+	}
+	if owner != nil && exit == nil {
+		go l.farewell(owner, why, failed)
+	}
 	p := closedPayload{V: 1, Session: info.ID, Why: why, Text: text, Status: -1, Floor: info.Floor, Missing: info.FloorMissing, Account: info.Account}
 	if exit != nil {
 		p.Status, p.Signal = exit.Status, exit.Signal
@@ -75,13 +83,6 @@ func (s *Sessions) finish(l *Live, outcome ledger.Outcome, why string, failure e
 		info.RecordingBytes = closed.Digest.Bytes
 	}
 	info.State, info.EndedWhy, info.ExitStatus, info.Ended = StateEnded, why, int64(p.Status), time.Now().UnixMicro()
-	for a := range watchers {
-		a.q.offer(Event{Kind: Notice, Notice: NoticeEnded, Text: "This session has ended: " + why + "."})
-		a.q.close()
-	}
-	if owner != nil && exit == nil {
-		go l.farewell(owner, why, failed)
-	}
 	s.record(info.ID+"-closed", func(tx *store.Tx) ([]ledger.Entry, error) {
 		return closing(tx, info, outcome, p, last)
 	})

@@ -1,9 +1,11 @@
 package session_test
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -218,7 +220,7 @@ func newWorld(t testing.TB, rb recording.Deps, sb session.Bounds) *world {
 	ctx := context.Background()
 	w := &world{House: house.Build(t, house.Plan{Migrations: session.Schema()}), t: t, nodes: &nodes{obeys: true}, grants: &grants{force: map[string]doorway.GrantInForce{}}}
 	w.host = w.Host("web-1", "production")
-	rb.Dir, rb.Store, rb.Subjects, rb.Replay = filepath.Join(w.Dir, "recordings"), w.Store, w.Ring.Subjects(), w.Ring.Replay()
+	rb.Dir, rb.Store, rb.Subjects, rb.Replay = filepath.Join(w.Dir, "recordings"), cmp.Or(rb.Store, recording.Ledger(w.Store)), w.Ring.Subjects(), w.Ring.Replay()
 	w.recordings = must(recording.New(rb))
 	w.deps = session.Deps{Store: w.Store, Door: doorway.New(doorway.Deps{Store: w.Store, People: w.People, Hosts: w.Hosts, Policy: w.Force, Grants: w.grants}),
 		Hosts: w.Hosts, People: w.People, Grants: w.grants, Rules: w.Force, Nodes: w.nodes, Recordings: w.recordings, Bounds: sb}
@@ -297,6 +299,13 @@ func (o *owner) text() (s string) {
 		s += string(e.Data)
 	}
 	return s
+}
+
+// left says whether the owner was told the end.
+func (o *owner) left() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.ContainsFunc(o.events, func(e session.Event) bool { return e.Kind == session.Exit })
 }
 
 func (o *owner) told(text string) bool {

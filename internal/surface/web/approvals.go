@@ -16,7 +16,7 @@ func (s *site) routeApprovals(mux *http.ServeMux) {
 	mux.HandleFunc("POST /approvals/{id}/approve", s.page(s.approve))
 	mux.HandleFunc("POST /approvals/{id}/deny", s.page(s.deny))
 	mux.HandleFunc("GET /grants/{id}", s.page(s.showGrant))
-	mux.HandleFunc("POST /grants/{id}/revoke", s.page(s.revoke))
+	mux.HandleFunc("POST /grants/{id}/revoke", s.open(s.revoke))
 	mux.HandleFunc("POST /grants/{id}/done", s.page(s.endGrant))
 	mux.HandleFunc("POST /grants/{id}/review", s.page(s.review))
 }
@@ -125,7 +125,7 @@ func (s *site) revoke(v *visit) error {
 	if _, err := s.grants.Revoke(v.ctx, &v1.RevokeRequest{Id: id, Reason: v.form("reason")}); err != nil {
 		return err
 	}
-	return v.goOn("/grants/"+id, "revoked")
+	return v.braked("/grants/"+id, "revoked")
 }
 
 func (s *site) endGrant(v *visit) error {

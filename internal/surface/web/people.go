@@ -11,7 +11,7 @@ func (s *site) routePeople(mux *http.ServeMux) {
 	mux.HandleFunc("GET /people", s.page(s.showPeople))
 	mux.HandleFunc("POST /people", s.page(s.addPerson))
 	mux.HandleFunc("POST /people/{id}/link", s.page(s.personLink))
-	mux.HandleFunc("POST /people/{id}/lock", s.page(s.lockPerson))
+	mux.HandleFunc("POST /people/{id}/lock", s.open(s.lockPerson))
 	mux.HandleFunc("POST /people/{id}/unlock", s.page(s.unlockPerson))
 	mux.HandleFunc("POST /bootstrap/end", s.page(s.endBootstrap))
 	mux.HandleFunc("GET /code", s.page(s.showCode))
@@ -76,7 +76,7 @@ func (s *site) lockPerson(v *visit) error {
 	if s.stillAgreed(v, v.r.PathValue("id")) {
 		return v.goOn("/approvals", "locked-agreed")
 	}
-	return v.goOn("/people", "locked")
+	return v.braked("/people", "locked")
 }
 
 // stillAgreed says whether a grant is in force that this person agreed to: a

@@ -72,7 +72,7 @@ func TestAServerThatIsCutOffSaysSoOnEveryPage(t *testing.T) {
 	if resp.StatusCode != http.StatusServiceUnavailable || len(resp.Cookies()) != 0 {
 		t.Errorf("%s, %v", resp.Status, resp.Cookies())
 	}
-	for _, want := range []string{"cut off from the database since 14:05:11 UTC", "try south at south.example.org:7080", `href="/hosts/db-1?x=1">Try again`} {
+	for _, want := range []string{"cut off from the database since 14:05:11 UTC", "try south at south.example.org:7080", `href="/hosts/db-1?x=1">Try again`, `action="/brake"`} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the page lacks %q", want)
 		}

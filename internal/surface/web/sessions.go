@@ -17,9 +17,9 @@ func (s *site) routeSessions(mux *http.ServeMux) {
 	mux.HandleFunc("GET /sessions/{id}", s.page(s.showSession))
 	mux.HandleFunc("POST /sessions/{id}/ticket", s.page(s.ticket))
 	mux.HandleFunc("POST /sessions/{id}/replay", s.page(s.replay))
-	mux.HandleFunc("POST /sessions/{id}/pause", s.page(s.pause))
+	mux.HandleFunc("POST /sessions/{id}/pause", s.open(s.pause))
 	mux.HandleFunc("POST /sessions/{id}/resume", s.page(s.resume))
-	mux.HandleFunc("POST /sessions/{id}/stop", s.page(s.stop))
+	mux.HandleFunc("POST /sessions/{id}/stop", s.open(s.stop))
 }
 
 func (s *site) showSessions(v *visit) error {
@@ -90,7 +90,7 @@ func (s *site) pause(v *visit) error {
 	if _, err := s.sessions.Pause(v.ctx, &v1.PauseSessionRequest{Id: id, Reason: v.form("reason")}); err != nil {
 		return err
 	}
-	return v.goOn("/sessions/"+id, "paused")
+	return v.braked("/sessions/"+id, "paused")
 }
 
 func (s *site) resume(v *visit) error {
@@ -107,7 +107,7 @@ func (s *site) stop(v *visit) error {
 		return err
 	}
 	s.untilEnded(v, id)
-	return v.goOn("/sessions/"+id, "stopped")
+	return v.braked("/sessions/"+id, "stopped")
 }
 
 // untilEnded waits, not for long, until a stopped session is over on its host:

@@ -71,7 +71,7 @@ func (v *visit) fail(err error) {
 		if v.me == nil {
 			page.Nav = "bare" // nobody is logged in: nothing to navigate to
 		}
-		if err := v.render(status, layout(page, troublePage(f, v.back(), v.again(f)))); err != nil {
+		if err := v.render(status, layout(page, troublePage(f, v.back(), v.again(f), cutOff(err)))); err != nil {
 			http.Error(v.w, f.Text, status)
 		}
 	}

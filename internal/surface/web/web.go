@@ -143,6 +143,7 @@ func (s *site) routes() *http.ServeMux {
 	s.routeDrills(mux)
 	s.routeVoucherKey(mux)
 	s.routeWebhooks(mux)
+	s.routeBrakes(mux)
 	mux.HandleFunc("/", s.page(s.notFound))
 	return mux
 }

@@ -71,7 +71,7 @@ func (a *API) Handler() http.Handler {
 	mux := http.NewServeMux()
 	if a.kind == Frozen {
 		mux.HandleFunc("/", frozen)
-		return mux
+		return a.brakes(mux)
 	}
 	with := connect.WithInterceptors(guard{a})
 	mux.Handle(handrailv1connect.NewLoginsHandler(logins{a: a}, with))
