@@ -113,28 +113,33 @@ func (f *Fleet) openElsewhere(ctx context.Context, host string, bulk bool) (net.
 }
 
 // DialPeer connects to another server at its advertised address, and to
-// nobody else who may be there.
+// nobody else who may be there; through a third server where there is no way.
 func (f *Fleet) DialPeer(ctx context.Context, server string, hello wire.PeerHello) (net.Conn, error) {
 	p, ok := f.peer(server)
 	if !ok || f.d.Cluster == nil {
 		return nil, fault.New(fault.Unavailable, "cannot reach server %s: it is not in the list", server).WithHint("handrail servers")
 	}
-	cannot := func(err error) error {
-		return fault.Wrap(fault.Unavailable, err, "cannot reach server %s at %s", server, p.Address).WithHint("handrail servers")
-	}
 	ctx, cancel := context.WithTimeout(ctx, helloTime)
 	defer cancel()
-	dialer := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 2}}
-	raw, err := dialer.DialContext(ctx, "tcp", p.Address)
+	c, err := f.knock(ctx, p, f.wayTo, hello)
 	if err != nil {
-		return nil, cannot(err)
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot reach server %s at %s", server, p.Address).WithHint("handrail servers")
+	}
+	return c, nil
+}
+
+// knock connects to a server that shows its certificate, and says what for.
+func (f *Fleet) knock(ctx context.Context, p Peer, way func(context.Context, Peer) (net.Conn, error), hello wire.PeerHello) (net.Conn, error) {
+	raw, err := way(ctx, p)
+	if err != nil {
+		return nil, err
 	}
 	c := tls.Client(raw, &tls.Config{
 		MinVersion: tls.VersionTLS13, RootCAs: f.d.Ring.CAPool(), ServerName: keyring.ServerName, NextProtos: []string{wire.PeerALPN},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return f.d.Cluster.Cert() },
 		VerifyConnection: func(s tls.ConnectionState) error {
 			at, err := keyring.ServerOf(s.PeerCertificates[0])
-			if err == nil && at != server {
+			if err == nil && at != p.ID {
 				err = fault.New(fault.Denied, "another server is there: %s", at)
 			}
 			return err
@@ -155,7 +160,7 @@ func (f *Fleet) DialPeer(ctx context.Context, server string, hello wire.PeerHell
 	}
 	if err != nil {
 		c.Close()
-		return nil, cannot(err)
+		return nil, err
 	}
 	return c, nil
 }
@@ -164,15 +169,19 @@ func (f *Fleet) DialPeer(ctx context.Context, server string, hello wire.PeerHell
 // done; the certificate says which server it is.
 func (f *Fleet) ServePeer(ctx context.Context, c *tls.Conn) {
 	_ = c.SetDeadline(time.Now().Add(helloTime))
-	inside, err := f.greetPeer(c)
+	inside, release, err := f.greetPeer(ctx, c)
 	if err != nil {
 		_ = wire.WriteLine(c, wire.HelloAnswer{Error: fault.From(err).Text})
 		f.d.Log.Warn("a connection of another server was refused", "address", c.RemoteAddr().String(), "error", err)
 		c.Close()
 		return
 	}
+	defer release()
 	if err := wire.WriteLine(c, wire.HelloAnswer{V: 1}); err != nil {
 		c.Close()
+		if inside != nil {
+			inside.Close()
+		}
 		return
 	}
 	_ = c.SetDeadline(time.Time{})
@@ -185,28 +194,33 @@ func (f *Fleet) ServePeer(ctx context.Context, c *tls.Conn) {
 	pipe(c, inside)
 }
 
-// greetPeer finds out what another server wants: a stream to a node of ours,
-// or, with none, the API.
-func (f *Fleet) greetPeer(c *tls.Conn) (net.Conn, error) {
+// greetPeer finds out what another server wants: a stream to a node of ours, or
+// to a further server, or, with none, the API.
+func (f *Fleet) greetPeer(ctx context.Context, c *tls.Conn) (inside net.Conn, release func(), err error) {
+	release = func() {}
 	if f.d.Cluster == nil {
-		return nil, fault.New(fault.Unavailable, "cannot speak with another server: this one is alone")
+		return nil, release, fault.New(fault.Unavailable, "cannot speak with another server: this one is alone")
 	}
-	if _, err := f.peerOf(c.ConnectionState()); err != nil {
-		return nil, err
+	from, err := f.peerOf(c.ConnectionState())
+	if err != nil {
+		return nil, release, err
 	}
 	var hello wire.PeerHello
 	if err := wire.ReadLine(c, &hello); err != nil {
-		return nil, err
+		return nil, release, err
 	}
 	switch {
 	case hello.Use == wire.PeerNode && f.draining.Load():
-		return nil, fault.New(fault.Unavailable, "this server is about to restart; the node moves over, try again")
+		return nil, release, fault.New(fault.Unavailable, "this server is about to restart; the node moves over, try again")
 	case hello.Use == wire.PeerNode:
-		return f.openHere(hello.Host, hello.Bulk)
+		inside, err = f.openHere(hello.Host, hello.Bulk)
+		return inside, release, err
+	case hello.Use == wire.PeerRelay:
+		return f.relay(ctx, from, hello.To)
 	case hello.Use == wire.PeerAPI && f.d.PeerAPI != nil:
-		return nil, nil
+		return nil, release, nil
 	}
-	return nil, fault.New(fault.Invalid, "cannot serve another server: unknown use %.20q", hello.Use)
+	return nil, release, fault.New(fault.Invalid, "cannot serve another server: unknown use %.20q", hello.Use)
 }
 
 // Drain sends nodes to other servers: those through which nothing runs at

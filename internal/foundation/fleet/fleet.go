@@ -86,19 +86,21 @@ type Fleet struct {
 	between *between // with the other servers; nil: there are none
 
 	draining  atomic.Bool
+	relays    atomic.Int64  // connections that are carried for other servers
 	looks     chan struct{} // capacity 1: what other servers know is looked at anew
 	factsRead time.Time     // only Run touches it
 
 	mu          sync.Mutex
 	nodes       map[string]*node
 	peers       map[string]Peer
-	list        []byte // of servers, signed
+	detours     map[string]time.Time // servers that were not reached straight, and until when that is believed
+	list        []byte               // of servers, signed
 	listVersion int64
 }
 
 // New starts the message bus. Run must follow.
 func New(ctx context.Context, d Deps) (*Fleet, error) {
-	f := &Fleet{d: d, nodes: map[string]*node{}, looks: make(chan struct{}, 1)}
+	f := &Fleet{d: d, nodes: map[string]*node{}, detours: map[string]time.Time{}, looks: make(chan struct{}, 1)}
 	var err error
 	if f.bus, err = newBus(f.clusterOptions); err != nil {
 		return nil, err

@@ -106,12 +106,16 @@ type PeerHello struct {
 	Use  string `json:"use"`
 	Host string `json:"host,omitempty"` // PeerNode: whose node the stream is for
 	Bulk bool   `json:"bulk,omitempty"`
+	To   string `json:"to,omitempty"` // PeerRelay: which server the connection is carried to
 }
 
 // The uses of a connection between servers.
 const (
 	PeerNode = "node" // a stream to a node that is connected there
 	PeerAPI  = "api"  // the API, for people of this installation
+	// PeerRelay is a connection to another server still: what follows the answer
+	// goes to its address and comes from there, unread.
+	PeerRelay = "relay"
 )
 
 // PeerALPN is the protocol between servers.
