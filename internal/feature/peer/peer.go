@@ -105,7 +105,9 @@ func Observations() []store.ObservationMigration {
 	subject TEXT PRIMARY KEY,
 	wrapped TEXT NOT NULL
 )`},
-		{Name: "peer-3-resting", SQL: `ALTER TABLE server_presence ADD COLUMN resting BIGINT NOT NULL DEFAULT 0`}}
+		{Name: "peer-3-resting", SQL: `ALTER TABLE server_presence ADD COLUMN resting BIGINT NOT NULL DEFAULT 0`},
+		{Name: "peer-4-signed", SQL: `ALTER TABLE server_presence ADD COLUMN signed TEXT NOT NULL DEFAULT ''`},
+		{Name: "peer-5-epoch", SQL: `ALTER TABLE server_presence ADD COLUMN epoch BIGINT NOT NULL DEFAULT 0`}}
 }
 
 // Server is one line of the list, and what it says of itself.
@@ -184,6 +186,8 @@ type Peers struct {
 	telling sync.Mutex
 	told    bool // that we are cut off
 
+	faced map[string]string // by server: the checkpoint that was compared last; look alone touches it
+
 	mu      sync.Mutex
 	list    []Server
 	beats   map[string]beat
@@ -199,7 +203,7 @@ func New(d Deps) *Peers {
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
-	p := &Peers{d: d, b: d.Bounds.withDefaults(), beats: map[string]beat{}, kick: make(chan struct{}, 1), elected: make(chan struct{})}
+	p := &Peers{d: d, b: d.Bounds.withDefaults(), beats: map[string]beat{}, faced: map[string]string{}, kick: make(chan struct{}, 1), elected: make(chan struct{})}
 	p.lapse = time.AfterFunc(p.b.Hold, p.yield)
 	p.away = time.AfterFunc(time.Hour, p.isCut)
 	p.away.Stop() // until it has spoken once

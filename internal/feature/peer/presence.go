@@ -52,9 +52,11 @@ type presenceRow struct {
 	Nodes    int64  `db:"nodes"`
 	Sessions int64  `db:"sessions"`
 	Resting  int64  `db:"resting"`
+	Signed   string `db:"signed"` // its newest checkpoint, and of which epoch that is
+	Epoch    int64  `db:"epoch"`
 }
 
-const selectPresence = `SELECT id, beat, version, size, route, nodes, sessions, resting FROM server_presence`
+const selectPresence = `SELECT id, beat, version, size, route, nodes, sessions, resting, signed, epoch FROM server_presence`
 
 // Run says again and again that this server lives, looks at the others, and
 // leads where it should. At its end it has another lead.
@@ -105,10 +107,12 @@ func (p *Peers) say(ctx context.Context, resting bool) error {
 	if resting {
 		rests = 1
 	}
+	signed, epoch := p.d.Store.Signed()
 	return p.d.Store.Observe(ctx, func(o *store.Obs) error {
-		_, err := o.Exec(`INSERT INTO server_presence (id, beat, version, size, route, nodes, sessions, resting) VALUES ($1, 1, $2, $3, $4, $5, $6, $7)
-			ON CONFLICT (id) DO UPDATE SET beat = server_presence.beat + 1, version = $2, size = $3, route = $4, nodes = $5, sessions = $6, resting = $7`,
-			p.d.Self.ID, p.d.Self.Version, now.Size, now.Route, now.Nodes, now.Sessions, rests)
+		_, err := o.Exec(`INSERT INTO server_presence (id, beat, version, size, route, nodes, sessions, resting, signed, epoch) VALUES ($1, 1, $2, $3, $4, $5, $6, $7, $8, $9)
+			ON CONFLICT (id) DO UPDATE SET beat = server_presence.beat + 1, version = $2, size = $3, route = $4, nodes = $5, sessions = $6, resting = $7,
+			signed = $8, epoch = $9`,
+			p.d.Self.ID, p.d.Self.Version, now.Size, now.Route, now.Nodes, now.Sessions, rests, string(signed), epoch)
 		return err
 	})
 }
@@ -165,6 +169,7 @@ func (p *Peers) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.face(ctx, rows, said)
 	now := time.Now()
 	p.mu.Lock()
 	if p.sizes = append(p.sizes, p.d.Store.Size()); len(p.sizes) > lookBack {
@@ -180,6 +185,21 @@ func (p *Peers) look(ctx context.Context) error {
 		p.d.Changed(append([]Server(nil), rows...))
 	}
 	return nil
+}
+
+// face compares the database with what the other servers have signed: of a
+// database that was replaced by an older one, whoever was here before knows.
+func (p *Peers) face(ctx context.Context, rows []Server, said []presenceRow) {
+	for _, r := range said {
+		if r.ID == p.d.Self.ID || p.faced[r.ID] == r.Signed || !slices.ContainsFunc(rows, func(s Server) bool { return s.ID == r.ID }) {
+			continue
+		}
+		if err := p.d.Store.Face(ctx, []byte(r.Signed), r.Epoch); err != nil {
+			p.d.Log.Error("another server has signed what this database does not hold", "server", r.ID, "error", err)
+			continue // asked again at the next look
+		}
+		p.faced[r.ID] = r.Signed
+	}
 }
 
 func (p *Peers) markLocked(s *Server, said []presenceRow, now time.Time) {

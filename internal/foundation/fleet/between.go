@@ -32,6 +32,9 @@ type Outside struct {
 }
 
 const (
+	// askLate is how long an ask waits for the buses before it takes a connection
+	// of its own, which finds a way through a third server too.
+	askLate = 500 * time.Millisecond
 	// askFresh is how old an ask may be: clocks of servers may differ by less.
 	askFresh = time.Minute
 	// maxSeen bounds the asks that are remembered, so that none acts twice.
@@ -143,8 +146,12 @@ func (f *Fleet) Ask(ctx context.Context, server, what string, body []byte) ([]by
 		b.mu.Unlock()
 	}()
 	b.say(f.askSubject(server), signed)
+	late := time.NewTimer(askLate)
+	defer late.Stop()
 	for {
 		select {
+		case <-late.C:
+			go b.askBy(ctx, server, signed, heard)
 		case raw := <-heard:
 			a, err := wire.ByAny(b.keys(), func(k ed25519.PublicKey) (wire.PeerAnswer, error) { return wire.OpenPeerAnswer(raw, k, ask) })
 			if err != nil {
@@ -201,18 +208,24 @@ func (b *between) answered(raw []byte) {
 
 // heard answers an ask of another server, once.
 func (b *between) heard(ctx context.Context, raw []byte) {
+	b.take(ctx, raw, func(ask wire.PeerAsk, signed []byte) { b.say(b.f.answerSubject(ask.From), signed) })
+}
+
+// take does what an ask wants, once, and says it by reply. It does not where
+// the ask is refused, was heard before, or where too many are.
+func (b *between) take(ctx context.Context, raw []byte, reply func(ask wire.PeerAsk, signed []byte)) (taken bool) {
 	ask, err := wire.ByAny(b.keys(), func(k ed25519.PublicKey) (wire.PeerAsk, error) { return wire.OpenPeerAsk(raw, k) })
 	if err != nil || ask.To != b.f.d.Cluster.ID {
 		b.f.d.Log.Warn("a message between servers was refused", "error", err)
-		return
+		return false
 	}
 	if _, ok := b.f.peer(ask.From); !ok || !b.first(ask, time.Now()) {
-		return
+		return false
 	}
 	select {
 	case b.slots <- struct{}{}:
 	default:
-		return // overwhelmed: it asks again, or follows the ledger
+		return false // overwhelmed: it asks again, or follows the ledger
 	}
 	go func() {
 		defer func() { <-b.slots }()
@@ -229,8 +242,9 @@ func (b *between) heard(ctx context.Context, raw []byte) {
 			b.f.d.Log.Error("an answer to a server could not be signed", "error", err)
 			return
 		}
-		b.say(b.f.answerSubject(ask.From), signed)
+		reply(ask, signed)
 	}()
+	return true
 }
 
 // first says that an ask is fresh and was not heard before: a way that repeats

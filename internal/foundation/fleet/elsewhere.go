@@ -169,58 +169,57 @@ func (f *Fleet) knock(ctx context.Context, p Peer, way func(context.Context, Pee
 // done; the certificate says which server it is.
 func (f *Fleet) ServePeer(ctx context.Context, c *tls.Conn) {
 	_ = c.SetDeadline(time.Now().Add(helloTime))
-	inside, release, err := f.greetPeer(ctx, c)
+	serve, err := f.greetPeer(ctx, c)
 	if err != nil {
 		_ = wire.WriteLine(c, wire.HelloAnswer{Error: fault.From(err).Text})
 		f.d.Log.Warn("a connection of another server was refused", "address", c.RemoteAddr().String(), "error", err)
 		c.Close()
 		return
 	}
-	defer release()
 	if err := wire.WriteLine(c, wire.HelloAnswer{V: 1}); err != nil {
-		c.Close()
-		if inside != nil {
-			inside.Close()
-		}
-		return
+		c.Close() // what serves it finds it closed
 	}
 	_ = c.SetDeadline(time.Time{})
-	if inside == nil {
-		f.d.PeerAPI(struct{ net.Conn }{c}) // plain HTTP inside: its TLS is no business of an HTTP server's
-		return
-	}
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
-	pipe(c, inside)
+	serve()
 }
 
-// greetPeer finds out what another server wants: a stream to a node of ours, or
-// to a further server, or, with none, the API.
-func (f *Fleet) greetPeer(ctx context.Context, c *tls.Conn) (inside net.Conn, release func(), err error) {
-	release = func() {}
+// greetPeer finds out what another server wants, and how it is served: a stream
+// to a node of ours or to a further server, a question, or the API.
+func (f *Fleet) greetPeer(ctx context.Context, c *tls.Conn) (serve func(), err error) {
 	if f.d.Cluster == nil {
-		return nil, release, fault.New(fault.Unavailable, "cannot speak with another server: this one is alone")
+		return nil, fault.New(fault.Unavailable, "cannot speak with another server: this one is alone")
 	}
 	from, err := f.peerOf(c.ConnectionState())
 	if err != nil {
-		return nil, release, err
+		return nil, err
 	}
 	var hello wire.PeerHello
 	if err := wire.ReadLine(c, &hello); err != nil {
-		return nil, release, err
+		return nil, err
+	}
+	through := func(inside net.Conn) func() {
+		return func() {
+			stop := context.AfterFunc(ctx, func() { c.Close() })
+			defer stop()
+			pipe(c, inside)
+		}
 	}
 	switch {
 	case hello.Use == wire.PeerNode && f.draining.Load():
-		return nil, release, fault.New(fault.Unavailable, "this server is about to restart; the node moves over, try again")
+		return nil, fault.New(fault.Unavailable, "this server is about to restart; the node moves over, try again")
 	case hello.Use == wire.PeerNode:
-		inside, err = f.openHere(hello.Host, hello.Bulk)
-		return inside, release, err
+		inside, err := f.openHere(hello.Host, hello.Bulk)
+		return through(inside), err
 	case hello.Use == wire.PeerRelay:
-		return f.relay(ctx, from, hello.To)
+		inside, release, err := f.relay(ctx, from, hello.To)
+		return func() { defer release(); through(inside)() }, err
+	case hello.Use == wire.PeerTalk && f.between != nil:
+		return func() { f.between.answerOn(ctx, c) }, nil
 	case hello.Use == wire.PeerAPI && f.d.PeerAPI != nil:
-		return nil, release, nil
+		// Plain HTTP inside: its TLS is no business of an HTTP server's.
+		return func() { f.d.PeerAPI(struct{ net.Conn }{c}) }, nil
 	}
-	return nil, release, fault.New(fault.Invalid, "cannot serve another server: unknown use %.20q", hello.Use)
+	return nil, fault.New(fault.Invalid, "cannot serve another server: unknown use %.20q", hello.Use)
 }
 
 // Drain sends nodes to other servers: those through which nothing runs at

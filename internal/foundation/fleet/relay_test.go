@@ -238,3 +238,16 @@ func TestTheStraightWayIsTakenWhereThereIsOne(t *testing.T) {
 		t.Error("the straight way is back, and it is not remembered")
 	}
 }
+
+// A question finds its way around too, and is answered once.
+func TestAQuestionGoesThroughAThirdServer(t *testing.T) {
+	a, b, _ := triangle(t, func(second string) string { return second })
+	hears(t, a, b)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for words, times := range b.heard {
+		if times != 1 {
+			t.Errorf("it was asked %q %d times", words, times)
+		}
+	}
+}

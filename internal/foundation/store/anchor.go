@@ -214,6 +214,11 @@ func (s *Store) extendsAnchor(ctx context.Context) error {
 	if err != nil || !ok {
 		return err
 	}
+	return s.extends(ctx, tree)
+}
+
+// extends says whether the database holds that tree, and maybe more.
+func (s *Store) extends(ctx context.Context, tree tlog.Tree) (err error) {
 	p := s.head.Load()
 	if p.tree.N < tree.N {
 		return fault.New(fault.Conflict, "cannot use the ledger: it was rolled back: it holds %d entries, the last signed checkpoint has %d", p.tree.N, tree.N).

@@ -116,6 +116,7 @@ const (
 	// PeerRelay is a connection to another server still: what follows the answer
 	// goes to its address and comes from there, unread.
 	PeerRelay = "relay"
+	PeerTalk  = "talk" // one PeerAsk and its PeerAnswer
 )
 
 // PeerALPN is the protocol between servers.
