@@ -191,6 +191,11 @@ func (c *Cluster) ask(t testing.TB, into any, q string) {
 	}
 }
 
+// Or is the URL of the same database on whichever of two servers takes writes.
+func (c *Cluster) Or(other *Cluster, url string) string {
+	return c.At(url) + "," + other.dir + "&target_session_attrs=read-write"
+}
+
 // At is the URL of the same database on this server.
 func (c *Cluster) At(url string) string {
 	name, _, _ := strings.Cut(strings.TrimPrefix(url, "postgres://handrail@/"), "?")

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"handrail.dev/handrail/test/slapd"
 )
 
 // house is two servers, four people and two hosts.
@@ -108,8 +110,14 @@ func (h *house) noTwice(p person) {
 
 func TestTwoServersAreOne(t *testing.T) {
 	needRoot(t)
+	d, directory := company(t)
+	configure(t, directory)
 	h := open(t)
 	adaB, benB, cleoB := h.ada.via(h.b), h.ben.via(h.b), h.cleo.via(h.b)
+	t.Run("who leaves the directory loses what they have at a server that does not lead", func(t *testing.T) {
+		_, other := h.leader(h.ada)
+		h.leaves(t, "emil", "30029", other, func() { d.Leave("dev", slapd.Person("emil")) })
+	})
 	t.Run("a stock client reaches both hosts through either server", func(t *testing.T) {
 		for _, p := range []person{h.cleo, cleoB} {
 			for _, host := range []string{"web-1", "web-2"} {
