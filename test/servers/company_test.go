@@ -220,47 +220,7 @@ func TestACompanyOnTwoServers(t *testing.T) {
 		}
 	})
 
-	t.Run("new keys act at both servers while sessions go on", func(t *testing.T) {
-		at, enter := benB.beginTyping("ssh", "web-1", "--", "echo up; while read -r line; do echo got $line; done")
-		at.says("up")
-		var asked struct{ Rotation struct{ Approval string } }
-		r := h.ada.run("keys", "rotate", "log", "order", "ca", "ssh-user-ca", "ssh-host-ca", "--reason", "quarterly", "-o", "json")
-		if err := json.Unmarshal([]byte(r.out), &asked); err != nil {
-			t.Fatalf("%v: %s%s", err, r.out, r.err)
-		}
-		benB.ok("approve", asked.Rotation.Approval, "--yes")
-		h.ada.ok("keys", "sign", "--with", filepath.Join(h.a.data, "root", "root.key"), "--yes")
-		began := time.Now()
-		for _, p := range []person{h.ada, adaB} {
-			until(t, "the new keys to act alone at "+p.at.name, func() bool {
-				var now struct {
-					Bundle      string
-					HandingOver bool
-				}
-				r := p.run("keys", "list", "-o", "json")
-				return r.code == 0 && json.Unmarshal([]byte(r.out), &now) == nil && now.Bundle == "2" && !now.HandingOver
-			})
-		}
-		t.Logf("new keys acted alone at both servers %s after they were signed", time.Since(began).Round(time.Millisecond))
-		enter("on\n")
-		at.says("got on")
-		_ = at.cmd.Process.Kill()
-		<-at.done
-		for _, p := range []person{h.ben, benB} {
-			for _, host := range []string{"web-1", "web-2"} {
-				until(t, host+" by way of "+p.at.name, func() bool { return p.run("ssh", host, "--", "true").code == 0 })
-			}
-		}
-		long := h.ben.begin("ssh", "web-2", "--", "echo up; sleep 300")
-		long.says("up")
-		adaB.ok("stop", h.ada.oneLive("ben"), "--reason", "a brake by the new key")
-		if long.ends() == 0 {
-			t.Errorf("it goes on: %s", long.out)
-		}
-		h.noTwice(h.ada)
-		h.noTwice(adaB)
-	})
-
+	t.Run("new keys act at both servers while sessions go on", h.newKeys)
 	t.Run("the server that leads is killed, and who leaves the directory loses all the same", func(t *testing.T) {
 		leads, other := h.leader(h.ada)
 		fredAt := other
@@ -272,4 +232,47 @@ func TestACompanyOnTwoServers(t *testing.T) {
 		h.noTwice(h.ada)
 		h.noTwice(adaB)
 	})
+}
+
+// newKeys replaces all keys, and sees that the new ones act wherever the old did.
+func (h *house) newKeys(t *testing.T) {
+	adaB, benB := h.ada.via(h.b), h.ben.via(h.b)
+	at, enter := benB.beginTyping("ssh", "web-1", "--", "echo up; while read -r line; do echo got $line; done")
+	at.says("up")
+	var asked struct{ Rotation struct{ Approval string } }
+	r := h.ada.run("keys", "rotate", "log", "order", "ca", "ssh-user-ca", "ssh-host-ca", "--reason", "quarterly", "-o", "json")
+	if err := json.Unmarshal([]byte(r.out), &asked); err != nil {
+		t.Fatalf("%v: %s%s", err, r.out, r.err)
+	}
+	benB.ok("approve", asked.Rotation.Approval, "--yes")
+	h.ada.ok("keys", "sign", "--with", filepath.Join(h.a.data, "root", "root.key"), "--yes")
+	began := time.Now()
+	for _, p := range []person{h.ada, adaB} {
+		until(t, "the new keys to act alone at "+p.at.name, func() bool {
+			var now struct {
+				Bundle      string
+				HandingOver bool
+			}
+			r := p.run("keys", "list", "-o", "json")
+			return r.code == 0 && json.Unmarshal([]byte(r.out), &now) == nil && now.Bundle == "2" && !now.HandingOver
+		})
+	}
+	t.Logf("new keys acted alone at both servers %s after they were signed", time.Since(began).Round(time.Millisecond))
+	enter("on\n")
+	at.says("got on")
+	_ = at.cmd.Process.Kill()
+	<-at.done
+	for _, p := range []person{h.ben, benB} {
+		for _, host := range []string{"web-1", "web-2"} {
+			until(t, host+" by way of "+p.at.name, func() bool { return p.run("ssh", host, "--", "true").code == 0 })
+		}
+	}
+	long := h.ben.begin("ssh", "web-2", "--", "echo up; sleep 300")
+	long.says("up")
+	adaB.ok("stop", h.ada.oneLive("ben"), "--reason", "a brake by the new key")
+	if long.ends() == 0 {
+		t.Errorf("it goes on: %s", long.out)
+	}
+	h.noTwice(h.ada)
+	h.noTwice(adaB)
 }
