@@ -248,7 +248,7 @@ func (p *Peers) take(ctx context.Context, after leading) error {
 			ON CONFLICT (id) DO UPDATE SET server = $1, term = $2`, p.d.Self.ID, after.Term+1); err != nil {
 			return nil, err
 		}
-		return []ledger.Entry{{Action: Leads, Object: p.d.Self.ID, Version: after.Term + 1, Target: "server/" + p.d.Self.ID, SealTo: ledger.System,
+		return []ledger.Entry{{Action: Leads, Object: leadership, Version: after.Term + 1, Target: "server/" + p.d.Self.ID, SealTo: ledger.System,
 			Payload: leads{V: 1, Server: p.d.Self.ID, Term: after.Term + 1, Before: after.Server}}}, nil
 	})
 	if err != nil || !took {
@@ -266,6 +266,10 @@ func (p *Peers) take(ctx context.Context, after leading) error {
 	p.elected = make(chan struct{})
 	return nil
 }
+
+// leadership is what a term is a version of: not of the server, which has
+// versions of its own.
+const leadership = "leadership"
 
 // leads is what the entry of a change of leader says.
 type leads struct {

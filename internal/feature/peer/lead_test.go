@@ -116,6 +116,24 @@ func TestOneServerLeadsAndWhenItStandsStillAnother(t *testing.T) {
 	if n := h.count(peer.Leads); n != 3 {
 		t.Errorf("three times another came to lead, and %d entries say so", n)
 	}
+	h.versionsGrow()
+}
+
+// versionsGrow looks whether each object of the ledger has another version each
+// time: a term is not the version of the server whose term it is.
+func (h *house) versionsGrow() {
+	h.t.Helper()
+	list, err := h.store.Entries(h.t.Context(), store.EntryQuery{After: -1, Oldest: true, Limit: 1000})
+	must(h.t, err)
+	was := map[string]int64{}
+	for _, e := range list {
+		if o := e.Parsed.Object; o != "" {
+			if e.Parsed.Version <= was[o] {
+				h.t.Errorf("%s says version %d of %s, of which %d was there", e.Parsed.Action, e.Parsed.Version, o, was[o])
+			}
+			was[o] = e.Parsed.Version
+		}
+	}
 }
 
 func TestALeaderThatDrainsEndsItsWorkAndHandsOver(t *testing.T) {
