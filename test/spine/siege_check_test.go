@@ -16,15 +16,14 @@ import (
 // check looks at everything from outside, once all is over.
 func (s *siege) check(w *work) {
 	s.t.Helper()
-	ada := s.as(s.ada)
-	if out := ada.ok("ledger", "verify"); !strings.Contains(out, "nothing was touched") {
+	if out := s.must("ledger", "verify"); !strings.Contains(out, "nothing was touched") {
 		s.t.Errorf("the server does not verify its ledger:\n%s", out)
 	}
 	var leaves []ledger.Leaf
 	grants := s.grants()
 	for { // time ends grants: both are to be of one moment
 		file := filepath.Join(s.t.TempDir(), "ledger.zip")
-		ada.ok("ledger", "export", file)
+		s.must("ledger", "export", file)
 		leaves = s.verify(file)
 		again := s.grants()
 		if slices.Equal(grants, again) {
@@ -63,7 +62,7 @@ func (s *siege) check(w *work) {
 		}
 	}
 	s.folds(leaves, grants)
-	s.all.add(func() { s.all.confirmed += len(w.acked); s.all.entries += len(leaves) - s.size })
+	s.all.add(func() { s.all.Confirmed += len(w.acked); s.all.Entries += len(leaves) - s.size })
 	s.size = len(leaves)
 }
 
@@ -140,7 +139,7 @@ type shown struct{ ID, State string }
 func (s *siege) grants() []shown {
 	s.t.Helper()
 	var list struct{ Grants []shown }
-	s.as(s.ada).json(&list, "grants", "--all", "-o", "json")
+	s.reads(&list, "grants", "--all", "-o", "json")
 	return list.Grants
 }
 

@@ -2,7 +2,6 @@ package spine_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -11,10 +10,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"handrail.dev/handrail/test/postgres"
 )
 
 // A siege kills the roles of an installation at random points, while people
@@ -55,28 +55,34 @@ func TestNothingIsLostWhoeverIsKilledAndWhenever(t *testing.T) {
 		t.Skip("a siege takes long: make test-faults")
 	}
 	seed := number(t, "HANDRAIL_SIM_SEED", uint64(time.Now().UnixNano()))
-	all := &tally{began: time.Now(), kills: map[string]int{}, points: map[string]int{}, healthy: map[string]time.Duration{}}
+	all := resume(t, os.Getenv("HANDRAIL_TEST_TALLY"))
+	runs -= all.Runs
 	t.Logf("HANDRAIL_SIM_SEED=%d", seed)
-	const sieges = 2
+	t.Cleanup(all.eachMinute())
 	t.Run("sieges", func(t *testing.T) {
-		for n := range sieges {
-			t.Run(strconv.Itoa(n), func(t *testing.T) {
-				t.Parallel()
-				all.besiege(t, rand.New(rand.NewPCG(seed, uint64(n))), (runs+n)/sieges)
-			})
-		}
+		t.Run("sqlite", func(t *testing.T) {
+			t.Parallel()
+			all.besiege(t, rand.New(rand.NewPCG(seed, 0)), nil, (runs+1)/2)
+		})
+		t.Run("postgres", func(t *testing.T) {
+			t.Parallel()
+			db := postgres.Start()
+			t.Cleanup(db.Stop)
+			all.besiege(t, rand.New(rand.NewPCG(seed, 1)), db, runs/2)
+		})
 	})
-	fmt.Println(all)
+	if all.Violations > 0 { // also those before it was resumed
+		t.Errorf("%d violations: %s", all.Violations, strings.Join(all.Failed, ", "))
+	}
 }
 
 // besiege lays sieges until that many runs are done.
-func (all *tally) besiege(t *testing.T, rnd *rand.Rand, runs int) {
+func (all *tally) besiege(t *testing.T, rnd *rand.Rand, db *postgres.Cluster, runs int) {
 	for n := 0; n < runs; {
-		s := lay(t, rnd, all)
+		s := lay(t, rnd, db, all)
 		for age := 0; age < lifetime && n < runs; age++ {
 			n++
 			if !t.Run(strconv.Itoa(n), s.run) {
-				all.add(func() { all.violations++ })
 				break // with a new one: one violation is not to look like many
 			}
 		}
@@ -96,12 +102,14 @@ type siege struct {
 	size                     int    // of the ledger, when it was last looked at
 	anchor                   []byte // the newest checkpoint that was seen from outside
 	root                     string
-	fallen                   bool           // its supervisor was killed
-	restarts                 map[string]int // of a role, since its supervisor began
+	db                       *postgres.Cluster // nil: SQLite
+	up                       []string          // how it was started
+	fallen, dark             bool              // its supervisor was killed, its database
+	restarts                 map[string]int    // of a role, since its supervisor began
 }
 
 // lay starts an installation with five people.
-func lay(t *testing.T, rnd *rand.Rand, all *tally) *siege {
+func lay(t *testing.T, rnd *rand.Rand, db *postgres.Cluster, all *tally) *siege {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "siege") // the name of a socket in there has to stay short
 	t.Cleanup(func() { os.RemoveAll(dir) })
@@ -111,7 +119,12 @@ func lay(t *testing.T, rnd *rand.Rand, all *tally) *siege {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &siege{installation: up(t, filepath.Join(dir, "data")), rnd: rnd, all: all, restarts: map[string]int{}}
+	s := &siege{rnd: rnd, all: all, db: db, restarts: map[string]int{}}
+	s.up = upArgs(t, filepath.Join(dir, "data"))
+	if db != nil {
+		s.up = append(s.up, "--database", db.Database(t))
+	}
+	s.installation = upBy(t, exec.Command(binary, s.up...), filepath.Join(dir, "data"))
 	s.needWrites()
 	s.ada = s.first()
 	s.host = s.ada.hostname()
@@ -137,6 +150,7 @@ func (s *siege) run(t *testing.T) {
 	w := s.work()
 	blow, point := s.choose(), s.point(w)
 	t.Cleanup(func() {
+		s.all.ends(t, blow)
 		if t.Failed() {
 			kept, _ := os.MkdirTemp("", "handrail-siege")
 			_ = exec.Command("cp", "-a", s.data, kept).Run()
@@ -146,7 +160,7 @@ func (s *siege) run(t *testing.T) {
 	point.wait()
 	began := s.strike(blow)
 	close(w.stop)
-	s.all.add(func() { s.all.runs++; s.all.points[point.name]++ })
+	s.all.add(func() { s.all.Points[point.name]++ })
 	if s.rnd.IntN(4) == 0 { // into the recovery
 		again := s.choose()
 		<-time.After(time.Duration(s.rnd.IntN(700)) * time.Millisecond)
@@ -165,20 +179,27 @@ func (s *siege) choose() string {
 	weights := []struct {
 		who  string
 		part int
-	}{{"server", 30}, {"link", 14}, {"warden", 14}, {"keepers", 12}, {"supervisor", 16}, {"everything", 14}}
-	n := s.rnd.IntN(100)
+	}{{"server", 30}, {"link", 14}, {"warden", 14}, {"keepers", 12}, {"supervisor", 16}, {"everything", 14}, {"database", 25}}
+	if s.db == nil {
+		weights = weights[:len(weights)-1]
+	}
+	total := 0
+	for _, w := range weights {
+		total += w.part
+	}
+	n := s.rnd.IntN(total)
 	for _, w := range weights {
 		if n -= w.part; n < 0 {
 			// A role that dies again and again is started ever later; a new
 			// supervisor begins anew.
-			if s.restarts[w.who] >= 3 {
+			if s.restarts[w.who] >= 3 && w.who != "database" {
 				return "supervisor"
 			}
 			s.restarts[w.who]++
 			return w.who
 		}
 	}
-	panic("the weights are not 100")
+	panic("the dice show more than all weights")
 }
 
 // strike kills and returns when.
@@ -186,11 +207,15 @@ func (s *siege) strike(who string) time.Time {
 	s.t.Helper()
 	pids := s.victims(who)
 	at := time.Now()
+	if s.db != nil && (who == "database" || who == "everything") {
+		s.db.Crash()
+		s.dark = true
+	}
 	for _, pid := range pids {
 		_ = syscall.Kill(pid, syscall.SIGKILL) // one that ended meanwhile is as dead
 	}
 	s.fallen = s.fallen || who == "supervisor" || who == "everything"
-	s.all.add(func() { s.all.kills[who]++ })
+	s.all.add(func() { s.all.Kills[who]++ })
 	return at
 }
 
@@ -199,6 +224,8 @@ func (s *siege) victims(who string) (pids []int) {
 	switch who {
 	case "server":
 		return s.role("server-role")
+	case "database":
+		return nil
 	case "link", "warden":
 		return s.role(who)
 	case "keepers":
@@ -216,6 +243,17 @@ func (s *siege) victims(who string) (pids []int) {
 // started again, with the same words, once all of it is gone.
 func (s *siege) revive() {
 	s.t.Helper()
+	if s.dark {
+		<-time.After(time.Duration(s.rnd.IntN(4000)) * time.Millisecond) // who brakes meanwhile waits for 2 s
+		s.until("the database to start again", func() bool {
+			err := s.db.Again()
+			if err != nil {
+				s.db.Crash()
+			}
+			return err == nil
+		})
+		s.dark = false
+	}
 	if !s.fallen {
 		return
 	}
@@ -237,7 +275,7 @@ func (s *siege) revive() {
 	if strings.Contains(before.errs.String(), "panic:") {
 		s.t.Errorf("somebody panicked:\n%s", before.errs)
 	}
-	next := rise(s.t, exec.Command(binary, "up", "--data", s.data, "--listen", s.page, "--ssh-listen", s.ssh), s.data)
+	next := rise(s.t, exec.Command(binary, s.up...), s.data)
 	next.page, next.ssh = before.page, before.ssh
 	s.installation, s.fallen = next, false
 	s.restarts = map[string]int{}
@@ -248,25 +286,36 @@ func (s *siege) recovers(w *work, began time.Time, blow string) {
 	s.t.Helper()
 	var gone, healthy time.Duration
 	orphans := make(chan []found, 1)
+	// A machine that does other things is slow to kill as well: the time counts
+	// from when a session opens again. If none does, the wait for it ends in vain.
+	opened := make(chan time.Time, 1)
+	var bound <-chan time.Time
 	go func() {
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
 		left := w.orphans()
-		for ; len(left) > 0 && time.Since(began) < leaseBound; left = w.orphans() {
-			<-tick.C
+		for late := false; len(left) > 0 && !late; left = w.orphans() {
+			select {
+			case at := <-opened:
+				bound = time.After(time.Until(at.Add(leaseBound)))
+			case <-bound:
+				late = true
+			case <-tick.C:
+			}
 		}
 		gone = time.Since(began)
 		orphans <- left
 	}()
 	s.until("a session to open again", func() bool { return s.as(s.ada).run("ssh", s.host, "--", "echo in").out == "in\n" })
 	healthy = time.Since(began)
+	opened <- time.Now()
 	if left := <-orphans; len(left) > 0 {
 		s.t.Errorf("%s after the %s was killed these still run, and who started them is gone: %v", gone, blow, left)
 	}
 	first, _, _ := strings.Cut(blow, " ")
 	s.all.add(func() {
-		s.all.healthy[first] = max(s.all.healthy[first], healthy)
-		s.all.gone = max(s.all.gone, gone)
+		s.all.Healthy[first] = max(s.all.Healthy[first], healthy)
+		s.all.Gone = max(s.all.Gone, gone)
 	})
 }
 
@@ -277,39 +326,55 @@ func (s *siege) settles(w *work) {
 	w.hangUp()
 	for _, id := range w.standing() {
 		// An end that was recorded before its answer could be given stands.
-		if r := s.as(s.ben).run("revoke", id, "--reason", "the run is over"); r.code != 0 && !strings.Contains(r.err, "it is ended") {
+		if r := s.insists(s.ben, "revoke", id, "--reason", "the run is over"); r.code != 0 && !strings.Contains(r.err, "it is ended") {
 			s.t.Fatalf("revoke: exit %d: %s%s", r.code, r.out, r.err)
 		}
 		w.must("grant.ended", id)
 	}
 	s.until("the end of every process of a session", func() bool { return len(w.left()) == 0 })
-	s.until("every session to be closed", func() bool { return len(s.live(s.as(s.ada))) == 0 })
+	s.until("every session to be closed", func() bool {
+		var list struct{ Sessions []struct{ State string } }
+		s.reads(&list, "sessions", "--live", "-o", "json")
+		for _, one := range list.Sessions {
+			if one.State == "live" {
+				return false
+			}
+		}
+		return true
+	})
+	s.until("the spool of brakes to be empty", func() bool {
+		b, err := os.ReadFile(filepath.Join(s.data, "server", "brakes"))
+		return err == nil && len(b) > 4 && [4]byte(b) == [4]byte{}
+	})
 }
 
-// tally is what all sieges came to.
-type tally struct {
-	mu                                   sync.Mutex
-	began                                time.Time
-	runs, violations, entries, confirmed int
-	kills, points                        map[string]int
-	healthy                              map[string]time.Duration
-	gone                                 time.Duration
+// insists has a command answered by a server that may be slow to answer.
+func (s *siege) insists(p person, args ...string) (r result) {
+	s.t.Helper()
+	s.until("an answer to "+strings.Join(args, " "), func() bool {
+		r = s.as(p).run(args...)
+		return r.code != 1 || !slices.ContainsFunc(unanswered, func(words string) bool { return strings.Contains(r.err, words) })
+	})
+	return r
 }
 
-func (a *tally) add(f func()) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	f()
-}
+// unanswered is what a command says whose server, or its database, was too slow.
+var unanswered = []string{"cannot reach the server", "deadline exceeded", "cannot record", "the database"}
 
-func (a *tally) String() string {
-	round := map[string]string{}
-	for who, d := range a.healthy {
-		round[who] = d.Round(time.Millisecond).String()
+// must is insists for what has to work.
+func (s *siege) must(args ...string) string {
+	s.t.Helper()
+	r := s.insists(s.ada, args...)
+	if r.code != 0 {
+		s.t.Fatalf("handrail %s: exit %d\n%s%s", strings.Join(args, " "), r.code, r.out, r.err)
 	}
-	line := func(v any) string { b, _ := json.Marshal(v); return strings.ReplaceAll(string(b), `"`, "") }
-	return fmt.Sprintf("siege: %d runs in %s, kills %s at %s; longest until healthy %s; longest until every orphan was dead %s; "+
-		"%d changes acknowledged and found once in ledgers of %d entries; violations: %d",
-		a.runs, time.Since(a.began).Round(time.Second), line(a.kills), line(a.points), line(round), a.gone.Round(time.Millisecond),
-		a.confirmed, a.entries, a.violations)
+	return r.out
+}
+
+// reads is must for what prints JSON.
+func (s *siege) reads(into any, args ...string) {
+	s.t.Helper()
+	if out := s.must(args...); json.Unmarshal([]byte(out), into) != nil {
+		s.t.Fatalf("handrail %s printed no JSON:\n%s", strings.Join(args, " "), out)
+	}
 }

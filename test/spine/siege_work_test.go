@@ -251,11 +251,16 @@ func (s *siege) point(w *work) point {
 	}
 	sessions := func() string { return fmt.Sprint(len(w.left())) }
 	keepers := func() string { return fmt.Sprint(s.role("handrail-keeper")) }
+	commits, observations := file("server", "state.db-wal"), file("server", "observed.db-wal")
+	if s.db != nil {
+		commits = func() string { return fingerprint(s.db.Journal()) }
+		observations = commits
+	}
 	points := []point{
 		{name: "time", breath: time.Duration(s.rnd.IntN(900)) * time.Millisecond},
 		{name: "time", breath: time.Duration(s.rnd.IntN(300)) * time.Millisecond},
-		{name: "commit", look: file("server", "state.db-wal"), nth: 30},
-		{name: "observation", look: file("server", "observed.db-wal"), nth: 6},
+		{name: "commit", look: commits, nth: 30},
+		{name: "observation", look: observations, nth: 6},
 		{name: "recording", look: file("server", "recordings"), nth: 6},
 		{name: "brake", look: file("server", "brakes"), nth: 2},
 		{name: "journal", look: file("warden"), nth: 8},
