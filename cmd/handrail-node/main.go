@@ -92,7 +92,7 @@ func run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		args = []string{"help"}
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := role.Logger(os.Stderr, slog.LevelInfo)
 	if role.IsHalf(args[0]) {
 		return role.RunHalf(ctx, args[0], args[1:], version(), log)
 	}
@@ -124,7 +124,7 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		return role.RunNode(ctx, o.data, role.Node{Entrance: at, Version: version()}, role.InstalledNode, os.Stderr, log)
+		return role.RunNode(ctx, o.data, role.Node{Entrance: at, Version: version()}, role.InstalledNode, os.Stderr)
 	}
 	return fault.New(fault.Invalid, "cannot do %q", args[0]).WithHint("handrail-node help")
 }

@@ -20,18 +20,24 @@ import (
 // Commands are the commands that run a role on this machine.
 func Commands(version string) []*cobra.Command {
 	return []*cobra.Command{
-		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), storeCommand(), backupCommand(version), restoreCommand(), doctorCommand(), configCommand(),
+		upCommand(version), demoCommand(version), nodeCommand(version), joinCommand(), storeCommand(), backupCommand(version), restoreCommand(), doctorCommand(), supportCommand(version), configCommand(),
 		serverCommand(version), witnessCommand(), serverRoleCommand(version), halfCommand("warden", "root", version), halfCommand("link", "network", version),
 		visitCommand(version), stayCommand(), carryCommand(),
 	}
 }
 
-func logger() *slog.Logger {
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+// logger is that of a role, whose stderr its supervisor reads, or of a command
+// that starts none.
+func logger() *slog.Logger { return role.Logger(os.Stderr, slog.LevelWarn) }
+
+// logFlags are how whatever runs here logs; configure sees to it.
+func logFlags(cmd *cobra.Command) {
+	cmd.Flags().String("log-format", "", "how roles log on stderr: text (default) or json")
+	cmd.Flags().String("log-level", "", "from which level on: debug, info, warn (default) or error")
 }
 
 func upCommand(version string) *cobra.Command {
-	c := UpConfig{Version: version, Log: logger()}
+	c := UpConfig{Version: version}
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Start everything on this machine, no configuration",
@@ -60,10 +66,11 @@ func publicFlags(cmd *cobra.Command, c *UpConfig) {
 	f.StringVar(&c.URL, "url", "", "address that people use for the page, if not the one listened on")
 	f.StringVar(&c.Cert, "cert", "", "certificate file for browsers (PEM; default: the installation's own authority)")
 	f.StringVar(&c.Key, "key", "", "key file of --cert (PEM)")
+	logFlags(cmd)
 }
 
 func demoCommand(version string) *cobra.Command {
-	c := UpConfig{Version: version, Log: logger()}
+	c := UpConfig{Version: version}
 	cmd := &cobra.Command{
 		Use:   "demo",
 		Short: "Show all of it: three lab hosts, four people, a short story",
@@ -84,7 +91,7 @@ func demoCommand(version string) *cobra.Command {
 
 // serverCommand is the server without a node of this machine.
 func serverCommand(version string) *cobra.Command {
-	c := UpConfig{Version: version, Log: logger(), ServerOnly: true}
+	c := UpConfig{Version: version, ServerOnly: true}
 	cmd := &cobra.Command{
 		Use:   "server",
 		Short: "Run the server alone, for more machines",
@@ -305,11 +312,12 @@ func nodeCommand(version string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return role.RunNode(cmd.Context(), dir, nodeOf(at, version), newerNode, cmd.ErrOrStderr(), logger())
+			return role.RunNode(cmd.Context(), dir, nodeOf(at, version), newerNode, cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().StringVar(&data, "data", "", "folder of the node's data")
 	entranceFlag(cmd, &entrance, role.DefaultEntrance)
+	logFlags(cmd)
 	cmd.AddCommand(nodeUpgradeCommand())
 	return cmd
 }

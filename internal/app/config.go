@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/host/role"
 )
 
 // Configuration is optional. A flag wins over the environment, which wins over
@@ -27,7 +28,7 @@ import (
 
 // settingNames are what may be configured, in the order they are explained.
 // Each is a flag of `handrail up` too.
-var settingNames = []string{"data", "listen", "ssh-listen", "url", "cert", "key", "database", "route-listen", "entrance"}
+var settingNames = []string{"data", "listen", "ssh-listen", "url", "cert", "key", "database", "route-listen", "entrance", "log-format", "log-level"}
 
 // maxConfig bounds the file.
 const maxConfig = 64 << 10
@@ -169,7 +170,11 @@ func configure(cmd *cobra.Command, _ []string) error {
 			}
 		}
 	}
-	return nil
+	format, level := cmd.Flags().Lookup("log-format"), cmd.Flags().Lookup("log-level")
+	if format == nil || level == nil {
+		return nil
+	}
+	return role.SetLogging(format.Value.String(), level.Value.String())
 }
 
 func configCommand() *cobra.Command {

@@ -74,7 +74,7 @@ func Demo(ctx context.Context, c UpConfig) error {
 	}
 	c.Demo = true
 	c.Also = func(ctx context.Context, r Running) error {
-		d := &demo{dir: r.Data, log: c.Log, out: func(format string, args ...any) { fmt.Fprintf(c.Out, format+"\n", args...) }}
+		d := &demo{dir: r.Data, log: logger(), out: func(format string, args ...any) { fmt.Fprintf(c.Out, format+"\n", args...) }}
 		return d.tell(ctx)
 	}
 	return Up(ctx, c)

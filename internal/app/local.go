@@ -40,6 +40,8 @@ type localDoor struct {
 	company   func(ctx context.Context, q localQuestion) (localAnswer, error) // what a configuration of the directory would bring about
 	checkup   func(ctx context.Context) (localAnswer, error)
 	trust     func(bundle []byte) (localAnswer, error) // nil: what to sign; else the bundle that was signed
+
+	support func(account int, w http.ResponseWriter, r *http.Request) error
 }
 
 // localAnswer is what the control socket says.
@@ -111,6 +113,13 @@ func (d *localDoor) serve(ctx context.Context, l net.Listener) error {
 	mux.HandleFunc("POST /trust", func(w http.ResponseWriter, r *http.Request) {
 		d.answer(w, r, func(q localQuestion) (localAnswer, error) { return d.trust(q.Bundle) })
 	})
+	mux.HandleFunc("POST /support", func(w http.ResponseWriter, r *http.Request) {
+		if account, err := d.may(r); err != nil {
+			refuse(w, err)
+		} else if err := d.support(account, w, r); err != nil {
+			refuse(w, err)
+		}
+	})
 	srv := &http.Server{
 		Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 20 * time.Second, MaxHeaderBytes: 4096,
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
@@ -133,12 +142,8 @@ func (d *localDoor) serve(ctx context.Context, l net.Listener) error {
 
 func (d *localDoor) answer(w http.ResponseWriter, r *http.Request, do func(localQuestion) (localAnswer, error)) {
 	var out localAnswer
-	uid, _ := r.Context().Value(peerKey{}).(int)
-	err := error(nil)
-	if uid != d.owner && uid != d.supervise && uid != 0 {
-		err = fault.New(fault.Denied, "cannot act on this installation: account %d does not own its data folder", uid).
-			WithHint("ask the owner for `handrail login-link`, or run this with sudo")
-	} else {
+	_, err := d.may(r)
+	if err == nil {
 		var q localQuestion
 		if e := json.NewDecoder(io.LimitReader(r.Body, 512<<10)).Decode(&q); e != nil && !errors.Is(e, io.EOF) {
 			err = fault.Wrap(fault.Invalid, e, "cannot read the question")
@@ -147,42 +152,70 @@ func (d *localDoor) answer(w http.ResponseWriter, r *http.Request, do func(local
 		}
 	}
 	if err != nil {
-		f := fault.From(err)
-		out = localAnswer{Kind: f.Kind.String(), Text: f.Text, Hint: f.Hint}
-		w.WriteHeader(f.Kind.HTTPStatus())
+		refuse(w, err)
+		return
 	}
 	_ = json.NewEncoder(w).Encode(out)
 }
 
+// may says whose account calls, and refuses all but owners.
+func (d *localDoor) may(r *http.Request) (account int, err error) {
+	uid, _ := r.Context().Value(peerKey{}).(int)
+	if uid != d.owner && uid != d.supervise && uid != 0 {
+		return uid, fault.New(fault.Denied, "cannot act on this installation: account %d does not own its data folder", uid).
+			WithHint("ask the owner for `handrail login-link`, or run this with sudo")
+	}
+	return uid, nil
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	f := fault.From(err)
+	w.WriteHeader(f.Kind.HTTPStatus())
+	_ = json.NewEncoder(w).Encode(localAnswer{Kind: f.Kind.String(), Text: f.Text, Hint: f.Hint})
+}
+
 // askLocal puts one question to the control socket of a data folder.
-func askLocal(ctx context.Context, dir, what string, q localQuestion) (localAnswer, error) {
+func askLocal(ctx context.Context, dir, what string, q localQuestion) (out localAnswer, err error) {
+	resp, err := postLocal(ctx, dir, what, q)
+	if err != nil {
+		return out, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&out); err != nil {
+		return out, fault.Wrap(fault.Internal, err, "cannot read the server's answer")
+	}
+	return out, nil
+}
+
+// postLocal is askLocal for what reads the answer itself, unless it is a refusal.
+func postLocal(ctx context.Context, dir, what string, q localQuestion) (*http.Response, error) {
 	path := place(dir).control()
-	var out localAnswer
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return socket.Dial(ctx, path)
 	}}}
 	body, _ := json.Marshal(q) // a struct of strings and bools always marshals
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://local/"+what, bytes.NewReader(body))
 	if err != nil {
-		return out, fault.Wrap(fault.Internal, err, "cannot ask the server")
+		return nil, fault.Wrap(fault.Internal, err, "cannot ask the server")
 	}
 	resp, err := client.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return out, fault.New(fault.Unavailable, "cannot reach the server of %s: none runs there", dir).WithHint("handrail up --data %s", dir)
+		return nil, fault.New(fault.Unavailable, "cannot reach the server of %s: none runs there", dir).WithHint("handrail up --data %s", dir)
 	case errors.Is(err, fs.ErrPermission):
-		return out, fault.New(fault.Denied, "cannot reach the server of %s: the folder belongs to another account", dir).WithHint("its owner: handrail login --local --data %s", dir)
+		return nil, fault.New(fault.Denied, "cannot reach the server of %s: the folder belongs to another account", dir).WithHint("its owner: handrail login --local --data %s", dir)
 	case err != nil:
-		return out, fault.Wrap(fault.Unavailable, err, "cannot reach the server of %s", dir).WithHint("handrail up --data %s", dir)
+		return nil, fault.Wrap(fault.Unavailable, err, "cannot reach the server of %s", dir).WithHint("handrail up --data %s", dir)
+	}
+	if resp.StatusCode == http.StatusOK {
+		return resp, nil
 	}
 	defer resp.Body.Close()
+	var out localAnswer
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&out); err != nil {
-		return out, fault.Wrap(fault.Internal, err, "cannot read the server's answer")
+		return nil, fault.Wrap(fault.Internal, err, "cannot read the server's answer")
 	}
-	if out.Text != "" {
-		return out, &fault.Error{Kind: fault.ParseKind(out.Kind), Text: out.Text, Hint: out.Hint}
-	}
-	return out, nil
+	return nil, &fault.Error{Kind: fault.ParseKind(out.Kind), Text: out.Text, Hint: out.Hint}
 }
 
 // local is the door for the owner of the data folder.
@@ -208,7 +241,7 @@ func (s *Server) local() *localDoor {
 			token := ledger.Token{Address: s.address(), RootHash: s.ring.RootHash(), Secret: secret}
 			return localAnswer{Token: token.String(), Link: s.url() + "/login?t=" + secret}, nil
 		},
-		join: s.joinLocal, checkup: s.checkupLocal, trust: s.trustLocal, company: s.tryCompany,
+		join: s.joinLocal, checkup: s.checkupLocal, trust: s.trustLocal, company: s.tryCompany, support: s.serveSupport,
 	}
 }
 

@@ -201,7 +201,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(), rotation.Actions(), webhook.Actions(),
+		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(), rotation.Actions(), webhook.Actions(), {SupportBundled},
 	} {
 		all = append(all, actions...)
 	}

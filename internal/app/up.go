@@ -46,7 +46,6 @@ type UpConfig struct {
 	Version    string
 	sections   sections // of the configuration file
 	Out        io.Writer
-	Log        *slog.Logger
 	// Also runs once all is up, for example the demo's story.
 	Also func(ctx context.Context, running Running) error
 }
@@ -224,8 +223,10 @@ func (s *supervisor) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	node := role.NewWatch(s.at, os.Stdout, os.Stderr, s.c.Log)
-	server := role.NewWatch(s.at, os.Stdout, os.Stderr, s.c.Log)
+	errs := s.at.Said(role.Stderr())
+	log := role.Logger(errs, slog.LevelWarn)
+	node := role.NewWatch(s.at, os.Stdout, errs, log)
+	server := role.NewWatch(s.at, os.Stdout, errs, log)
 	// The server ends its sessions through the node, so the node goes last.
 	defer func() {
 		node.Mute()
@@ -256,7 +257,7 @@ func (s *supervisor) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	role.SayServing(s.c.Log)
+	role.SayServing(log)
 	if s.c.Also != nil {
 		if err := s.c.Also(ctx, running); err != nil && ctx.Err() == nil {
 			return err

@@ -94,7 +94,7 @@ func (s *supervisor) entrance() string {
 	}
 	at, err := role.EntranceAt(asked)
 	if err != nil {
-		s.c.Log.Error("there is no entrance for vouchers", "error", err)
+		logger().Error("there is no entrance for vouchers", "error", err)
 	}
 	return at
 }

@@ -66,7 +66,7 @@ type Node struct {
 
 // RunNode runs the node of a machine that has joined until ctx ends, or a newer
 // one where the owner asks for it.
-func RunNode(ctx context.Context, dir string, n Node, newer Newer, out io.Writer, log *slog.Logger) error {
+func RunNode(ctx context.Context, dir string, n Node, newer Newer, out io.Writer) error {
 	if !link.IsJoined(Place{Dir: dir}.At(linkName)) {
 		return fault.New(fault.NotFound, "cannot run a node: this machine has not joined").
 			WithHint("handrail host invite (on the server), then here: %s join --data %s", programName(), dir)
@@ -84,7 +84,9 @@ func RunNode(ctx context.Context, dir string, n Node, newer Newer, out io.Writer
 		return err
 	}
 	report := sandbox.Probe(ctx, []string{dir})
-	w := NewWatch(p, out, os.Stderr, log)
+	errs := p.Said(Stderr())
+	log := Logger(errs, slog.LevelWarn)
+	w := NewWatch(p, out, errs, log)
 	defer w.Stop()
 	if _, err := w.StartNode(ctx, report, n); err != nil {
 		return err

@@ -231,7 +231,7 @@ func environment(home string) []string {
 	if home != "" {
 		env = append(env, "HOME="+home)
 	}
-	for _, name := range []string{"TZ", "GOCOVERDIR"} {
+	for _, name := range []string{"TZ", "GOCOVERDIR", logFormatEnv, logLevelEnv} {
 		if value := os.Getenv(name); value != "" {
 			env = append(env, name+"="+value)
 		}

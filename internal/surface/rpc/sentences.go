@@ -126,6 +126,9 @@ var sentences = map[string]func(*said) string{
 	"host.mismatched": mismatched,
 	"session.swept":   sessionSwept,
 
+	"support.bundled": func(*said) string {
+		return "whoever owns the server's folder had put together what can be told of the server to somebody outside"
+	},
 	"ledger.opened": func(*said) string { return "the ledger was opened" },
 	"ledger.restored": func(s *said) string {
 		return "the database was put back from a copy" + because(read[struct{ Reason string }](s).Reason)
