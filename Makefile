@@ -40,7 +40,7 @@ test-offline: ## the server is killed, a voucher opens a host, the server comes 
 test-servers: ## several servers over one PostgreSQL, killed and cut off in turns, RUNS times (default 20)
 	@bash test/need.sh
 	HANDRAIL_TEST_RUNS=$${RUNS:-20} $(GO) test -count=1 -timeout 30m -run 'TestServersThatAreKilled|TestTwoServers|TestALeader|TestWorkThatALeader|Standby' -v ./internal/foundation/store
-	HANDRAIL_TEST_LONG=1 $(GO) test -v -count=1 -timeout 30m -run 'Cut|Gone|OutOfReach' ./test/servers
+	HANDRAIL_TEST_LONG=1 $(GO) test -v -count=1 -timeout 30m -run 'Cut|Gone|OutOfReach|Third|Standby|Company|TheNetwork' ./test/servers
 	$(GO) test -v -count=$${RUNS:-20} -timeout 40m -run TwoServers ./test/servers
 
 .PHONY: test-sim

@@ -1,9 +1,17 @@
 package servers_test
 
 import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -216,6 +224,9 @@ func (h *house) cutOff(t *testing.T, cut func() (heal func())) {
 		t.Error("a process outlives the session of a server that is cut off")
 	}
 	benB.ok("approve", ask.ID, "--yes")
+	if shown := h.pageBrake(t, "/grants/"+ask.ID+"/revoke"); !strings.Contains(shown, "Revoked") || !strings.Contains(shown, "cut off from the database") {
+		t.Errorf("the page says %s", shown)
+	}
 	until(t, "the session's end in the ledger", func() bool {
 		return slices.ContainsFunc(adaB.entries("session.closed"), func(e entry) bool { return e.Session == id })
 	})
@@ -227,12 +238,59 @@ func (h *house) cutOff(t *testing.T, cut func() (heal func())) {
 	if r := h.ben.run("approve", ask.ID, "--yes"); r.code == 0 {
 		t.Errorf("what was approved is approved once more: %s", r.out)
 	}
-	h.cleo.ok("revoke", ask.ID)
-	until(t, "one end of the grant", func() bool {
+	until(t, "one end of the grant, by the page's brake", func() bool {
 		return slices.ContainsFunc(adaB.entries("grant.ended"), func(e entry) bool { return e.Object == ask.ID })
 	})
 	h.noTwice(h.ada)
 	h.noTwice(adaB)
+}
+
+// pageBrake pulls a brake by the form of a page that was open at server a, and
+// says what the answer shows.
+func (h *house) pageBrake(t *testing.T, path string) string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(h.ada.home, "login.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var login struct{ Token string }
+	if err := json.Unmarshal(raw, &login); err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+h.a.page+path, strings.NewReader("reason=by+the+page"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	r.AddCookie(&http.Cookie{Name: "handrail_login", Value: login.Token})
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{
+		DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // a page's certificate is of our own authority
+		DialContext: func(context.Context, string, string) (net.Conn, error) { return h.a.network.dial("router", h.a.page) },
+	}}
+	answer, err := client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	body, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Errorf("%s: %s %v\n%s", path, answer.Status, err, body)
+	}
+	return string(body)
+}
+
+// dial connects from a spot.
+func (n *network) dial(from, address string) (c net.Conn, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and ends with the thread, which is elsewhere now
+		if err = n.join(from); err == nil {
+			c, err = net.Dial("tcp", address)
+		}
+	}()
+	<-done
+	return c, err
 }
 
 // reaches finds a server that reaches a host while the servers do not reach each
