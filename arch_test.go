@@ -56,14 +56,14 @@ func own(imports []string) []string {
 var allowed = map[string][]string{
 	"api/":                 {"api/"},
 	"internal/surface/web": {"api/", "internal/foundation/fault", "internal/surface/web"},
-	"internal/surface/cli": {"api/", "internal/foundation/fault", "internal/foundation/when", "internal/foundation/ledger", "internal/surface/cli"},
+	"internal/surface/cli": {"api/", "internal/foundation/fault", "internal/foundation/when", "internal/foundation/ledger", "internal/foundation/seal", "internal/surface/cli"},
 	"internal/surface/rpc": {"api/", "internal/foundation/", "internal/feature/", "internal/surface/rpc"},
-	"internal/host/":       {"api/node/", "internal/host/", "internal/foundation/wire", "internal/foundation/mux", "internal/foundation/ledger", "internal/foundation/fault"},
+	"internal/host/":       {"api/node/", "internal/host/", "internal/foundation/wire", "internal/foundation/mux", "internal/foundation/ledger", "internal/foundation/seal", "internal/foundation/fault"},
 	"internal/foundation/": {"internal/foundation/", "api/node/"},
 	"internal/feature/":    {"internal/foundation/", "internal/feature/", "api/node/"},
 	"internal/app":         {"internal/", "api/"},
 	"cmd/handrail":         {"internal/", "api/"},
-	"cmd/handrail-node":    {"internal/host/", "internal/foundation/wire", "internal/foundation/mux", "internal/foundation/ledger", "internal/foundation/fault"},
+	"cmd/handrail-node":    {"internal/host/", "internal/foundation/wire", "internal/foundation/mux", "internal/foundation/ledger", "internal/foundation/seal", "internal/foundation/fault"},
 	"test/":                {"internal/", "api/", "test/"},
 }
 
@@ -110,7 +110,7 @@ func covered(dep string, prefixes []string) bool {
 // other.
 var order = [][]string{
 	{"fault"},
-	{"when", "crowd", "shamir", "blob", "mux"},
+	{"when", "crowd", "shamir", "seal", "blob", "mux"},
 	{"ledger"},
 	{"wire"},
 	{"keyring"},

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/seal"
 )
 
 // InspectCore is a dump of a process's memory. It is no brokered read like the
@@ -23,7 +24,7 @@ const (
 type CoreSpec struct {
 	Process ProcessID `json:"process"`
 	Most    int64     `json:"most,omitempty"` // bytes; more is refused
-	Key     []byte    `json:"key,omitempty"`  // whom it is sealed to; see SealKey
+	Key     []byte    `json:"key,omitempty"`  // whom it is sealed to; see package seal
 }
 
 // UnmaskSpec is one value that somebody agreed to have shown.
@@ -73,7 +74,7 @@ func (s InspectSpec) checkAgreed(bad func(string) error) error {
 		return bad("bad terms of unmasking")
 	}
 	for _, key := range s.keys() {
-		if err := CheckSealKey(key); err != nil {
+		if err := seal.CheckKey(key); err != nil {
 			return fault.Wrap(fault.Invalid, err, "cannot read inspection %s", s.ID)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/seal"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/inspect/dump"
 )
@@ -57,7 +58,7 @@ func (p *plan) core(a *answer) error {
 	}
 	a.end.Method = "all threads held by ptrace, while the memory that is there was copied; packed and sealed on the host"
 	out := &sealedFrames{a: a}
-	box, err := wire.NewSealer(out, s.Key, p.Spec.SealInfo())
+	box, err := seal.NewWriter(out, s.Key, p.Spec.SealInfo())
 	if err != nil {
 		return err
 	}
@@ -112,7 +113,7 @@ func (p *plan) unmask(a *answer, environ string) error {
 			return fault.New(fault.Exhausted, "cannot unmask %s: its value has %d bytes, at most %d", name, len(value), maxUnmasked)
 		}
 		var out bytes.Buffer
-		box, err := wire.NewSealer(&out, p.Spec.Unmask.Key, p.Spec.SealInfo())
+		box, err := seal.NewWriter(&out, p.Spec.Unmask.Key, p.Spec.SealInfo())
 		if err == nil {
 			if _, err = box.Write([]byte(value)); err == nil {
 				err = box.Close()

@@ -14,13 +14,14 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/foundation/seal"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
 // sealKey is a key that something is sealed to.
 func sealKey(t *testing.T) (public, private []byte) {
 	t.Helper()
-	public, private, err := wire.SealKey()
+	public, private, err := seal.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +84,7 @@ func TestAVariableIsUnmaskedForItsReaderAlone(t *testing.T) {
 		box = append(box, r.Sealed...)
 	}
 	spec.ID = "n-00000000"
-	r, err := wire.NewOpener(bytes.NewReader(box), private, spec.SealInfo())
+	r, err := seal.NewReader(bytes.NewReader(box), private, spec.SealInfo())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +128,7 @@ func TestACoreDumpLeavesSealedAndIsWhatItWasSaidToBe(t *testing.T) {
 		t.Fatalf("%s", q.raw)
 	}
 	spec.ID = "n-00000000"
-	open, err := wire.NewOpener(bytes.NewReader(box), private, spec.SealInfo())
+	open, err := seal.NewReader(bytes.NewReader(box), private, spec.SealInfo())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"handrail.dev/handrail/internal/foundation/seal"
 	"handrail.dev/handrail/internal/foundation/wire"
 )
 
@@ -22,11 +23,11 @@ func TestAHostCanDemandToSeeWhoAgreedToACoreDump(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	box, _, err := wire.SealKey()
+	box, _, err := seal.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, _, err := wire.SealKey()
+	other, _, err := seal.NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}

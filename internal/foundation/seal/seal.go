@@ -1,4 +1,11 @@
-package wire
+// Package seal closes bytes for one reader: whoever carries or keeps them sees
+// their length and nothing else. What a host says for one person alone (a core
+// dump, a value that was unmasked) is sealed there to a key made for it.
+//
+// The form is HPKE (RFC 9180, X25519 with ML-KEM-768), then chunks: a u32 length
+// and that many bytes, sealed in order. The last one is marked, so that what
+// was cut off is an error and not a shorter answer.
+package seal
 
 import (
 	"crypto/hpke"
@@ -8,27 +15,19 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 )
 
-// What a host says for one reader alone (a core dump, a value that was
-// unmasked) is sealed there to a key that was made for it: whoever carries it,
-// or keeps it, sees its length and nothing else.
-//
-// The form is HPKE (RFC 9180, X25519 with ML-KEM-768), then chunks: a u32 length
-// and that many bytes, sealed in order. The last one is marked, so that what
-// was cut off is an error and not a shorter answer.
-
 const (
-	sealChunk = 32 << 10
-	sealExtra = 16 // what sealing adds to a chunk
-	// MaxSealKey bounds a key of either half.
-	MaxSealKey = 2048
-	sealEnc    = 1120 // the key's own part, at the beginning
+	chunk = 32 << 10
+	extra = 16 // what sealing adds to a chunk
+	// MaxKey bounds a key of either half.
+	MaxKey  = 2048
+	encSize = 1120 // the key's own part, at the beginning
 )
 
-func sealKEM() hpke.KEM { return hpke.MLKEM768X25519() }
+func kem() hpke.KEM { return hpke.MLKEM768X25519() }
 
-// SealKey makes a key that is used for one thing.
-func SealKey() (public, private []byte, err error) {
-	k, err := sealKEM().GenerateKey()
+// NewKey makes a key that is used for one thing.
+func NewKey() (public, private []byte, err error) {
+	k, err := kem().GenerateKey()
 	if err != nil {
 		return nil, nil, fault.Wrap(fault.Internal, err, "cannot make a key")
 	}
@@ -38,12 +37,12 @@ func SealKey() (public, private []byte, err error) {
 	return k.PublicKey().Bytes(), private, nil
 }
 
-// CheckSealKey says whether something can be sealed to a key.
-func CheckSealKey(public []byte) error {
-	if len(public) == 0 || len(public) > MaxSealKey {
+// CheckKey says whether something can be sealed to a key.
+func CheckKey(public []byte) error {
+	if len(public) == 0 || len(public) > MaxKey {
 		return fault.New(fault.Invalid, "cannot seal to a key of %d bytes", len(public))
 	}
-	if _, err := sealKEM().NewPublicKey(public); err != nil {
+	if _, err := kem().NewPublicKey(public); err != nil {
 		return fault.Wrap(fault.Invalid, err, "cannot seal to this key")
 	}
 	return nil
@@ -57,14 +56,14 @@ type sealer struct {
 	done bool
 }
 
-// NewSealer seals what is written to it, for whoever has the private half. info
+// NewWriter seals what is written to it, for whoever has the private half. info
 // is what it is about: only who names the same can open it. Close is a part of
 // it, and does not close w.
-func NewSealer(w io.Writer, public []byte, info string) (io.WriteCloser, error) {
-	if err := CheckSealKey(public); err != nil {
+func NewWriter(w io.Writer, public []byte, info string) (io.WriteCloser, error) {
+	if err := CheckKey(public); err != nil {
 		return nil, err
 	}
-	key, err := sealKEM().NewPublicKey(public)
+	key, err := kem().NewPublicKey(public)
 	if err != nil {
 		return nil, fault.Wrap(fault.Invalid, err, "cannot seal to this key")
 	}
@@ -78,12 +77,12 @@ func NewSealer(w io.Writer, public []byte, info string) (io.WriteCloser, error) 
 func (s *sealer) Write(p []byte) (n int, err error) {
 	n = len(p)
 	for len(p) > 0 {
-		if len(s.buf) == sealChunk { // a full one goes when it is not the last
+		if len(s.buf) == chunk { // a full one goes when it is not the last
 			if err := s.send(false); err != nil {
 				return 0, err
 			}
 		}
-		k := min(len(p), sealChunk-len(s.buf))
+		k := min(len(p), chunk-len(s.buf))
 		s.buf, p = append(s.buf, p[:k]...), p[k:]
 	}
 	return n, nil
@@ -98,7 +97,7 @@ func (s *sealer) Close() error {
 }
 
 func (s *sealer) send(last bool) error {
-	sealed, err := s.to.Seal(sealMark(last), s.buf)
+	sealed, err := s.to.Seal(mark(last), s.buf)
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot seal")
 	}
@@ -108,7 +107,7 @@ func (s *sealer) send(last bool) error {
 	return err
 }
 
-func sealMark(last bool) []byte {
+func mark(last bool) []byte {
 	if last {
 		return []byte{1}
 	}
@@ -122,13 +121,13 @@ type opener struct {
 	last bool
 }
 
-// NewOpener reads what was sealed. io.EOF comes only where its end is.
-func NewOpener(r io.Reader, private []byte, info string) (io.Reader, error) {
-	key, err := sealKEM().NewPrivateKey(private)
+// NewReader reads what was sealed. io.EOF comes only where its end is.
+func NewReader(r io.Reader, private []byte, info string) (io.Reader, error) {
+	key, err := kem().NewPrivateKey(private)
 	if err != nil {
 		return nil, fault.Wrap(fault.Internal, err, "cannot use the key")
 	}
-	enc := make([]byte, sealEnc)
+	enc := make([]byte, encSize)
 	if _, err := io.ReadFull(r, enc); err != nil {
 		return nil, broken(err)
 	}
@@ -167,16 +166,16 @@ func (o *opener) next() error {
 		return broken(err)
 	}
 	n := binary.BigEndian.Uint32(head[:])
-	if n < sealExtra || n > sealChunk+sealExtra {
+	if n < extra || n > chunk+extra {
 		return broken(io.ErrShortBuffer)
 	}
 	b := make([]byte, n)
 	if _, err := io.ReadFull(o.r, b); err != nil {
 		return broken(err)
 	}
-	plain, err := o.from.Open(sealMark(false), b)
+	plain, err := o.from.Open(mark(false), b)
 	if err != nil {
-		if plain, err = o.from.Open(sealMark(true), b); err != nil {
+		if plain, err = o.from.Open(mark(true), b); err != nil {
 			return broken(err)
 		}
 		o.last = true

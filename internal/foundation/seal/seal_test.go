@@ -1,4 +1,4 @@
-package wire
+package seal
 
 import (
 	"bytes"
@@ -8,12 +8,12 @@ import (
 
 func sealed(t testing.TB, plain []byte) (box, private []byte) {
 	t.Helper()
-	public, private, err := SealKey()
+	public, private, err := NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	w, err := NewSealer(&out, public, "c-1")
+	w, err := NewWriter(&out, public, "c-1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func sealed(t testing.TB, plain []byte) (box, private []byte) {
 }
 
 func opened(box, private []byte, info string) ([]byte, error) {
-	r, err := NewOpener(bytes.NewReader(box), private, info)
+	r, err := NewReader(bytes.NewReader(box), private, info)
 	if err != nil {
 		return nil, err
 	}
@@ -35,7 +35,7 @@ func opened(box, private []byte, info string) ([]byte, error) {
 }
 
 func TestWhatIsSealedComesBackWhole(t *testing.T) {
-	for _, n := range []int{0, 1, sealChunk - 1, sealChunk, sealChunk + 1, 3 * sealChunk} {
+	for _, n := range []int{0, 1, chunk - 1, chunk, chunk + 1, 3 * chunk} {
 		plain := bytes.Repeat([]byte("secret "), n/7+1)[:n]
 		box, private := sealed(t, plain)
 		if n > 7 && bytes.Contains(box, []byte("secret")) {
@@ -49,25 +49,25 @@ func TestWhatIsSealedComesBackWhole(t *testing.T) {
 }
 
 func TestWhatWasTouchedDoesNotOpen(t *testing.T) {
-	plain := bytes.Repeat([]byte{7}, 2*sealChunk+9)
+	plain := bytes.Repeat([]byte{7}, 2*chunk+9)
 	box, private := sealed(t, plain)
-	chunk := 4 + sealChunk + sealExtra
-	_, other, err := SealKey()
+	one := 4 + chunk + extra
+	_, other, err := NewKey()
 	if err != nil {
 		t.Fatal(err)
 	}
 	swapped := bytes.Clone(box)
-	copy(swapped[sealEnc:], box[sealEnc+chunk:sealEnc+2*chunk])
-	copy(swapped[sealEnc+chunk:], box[sealEnc:sealEnc+chunk])
+	copy(swapped[encSize:], box[encSize+one:encSize+2*one])
+	copy(swapped[encSize+one:], box[encSize:encSize+one])
 	flipped := bytes.Clone(box)
 	flipped[len(flipped)-1] ^= 1
 	for name, c := range map[string]struct {
 		box, key []byte
 		info     string
 	}{
-		"cut at a chunk's end":    {box[:sealEnc+chunk], private, "c-1"},
+		"cut at a chunk's end":    {box[:encSize+one], private, "c-1"},
 		"cut in a chunk":          {box[:len(box)-3], private, "c-1"},
-		"without its end":         {box[:sealEnc+2*chunk], private, "c-1"},
+		"without its end":         {box[:encSize+2*one], private, "c-1"},
 		"more after its end":      {append(bytes.Clone(box), 0), private, "c-1"},
 		"chunks in another order": {swapped, private, "c-1"},
 		"a bit":                   {flipped, private, "c-1"},
@@ -84,7 +84,7 @@ func TestWhatWasTouchedDoesNotOpen(t *testing.T) {
 func FuzzOpenSealed(f *testing.F) {
 	box, private := sealed(f, []byte("x"))
 	f.Add(box)
-	f.Add(box[:sealEnc])
+	f.Add(box[:encSize])
 	f.Fuzz(func(t *testing.T, b []byte) {
 		got, err := opened(b, private, "c-1")
 		if err == nil && !bytes.Equal(b, box) {
