@@ -4,7 +4,9 @@ import (
 	"context"
 
 	"handrail.dev/handrail/internal/feature/access"
+	"handrail.dev/handrail/internal/feature/drain"
 	"handrail.dev/handrail/internal/feature/erasure"
+	"handrail.dev/handrail/internal/feature/inspect"
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/voucher"
@@ -33,6 +35,8 @@ func (s *Server) openErasures(context.Context) error {
 				func(tx *store.Tx, p identity.Person, _ string) error { return roster.EraseTx(tx, p.ID, p.Name) },
 				func(tx *store.Tx, p identity.Person, stub string) error { return voucher.EraseTx(tx, p.ID, stub) },
 				func(tx *store.Tx, p identity.Person, _ string) error { return directory.EraseTx(tx, p.ID) },
+				func(tx *store.Tx, p identity.Person, _ string) error { return drain.EraseTx(tx, p.ID) },
+				func(tx *store.Tx, p identity.Person, _ string) error { return inspect.EraseTx(tx, p.ID) },
 			},
 		},
 	})

@@ -16,6 +16,7 @@ import (
 
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/agentless"
+	"handrail.dev/handrail/internal/feature/drain"
 	"handrail.dev/handrail/internal/feature/erasure"
 	"handrail.dev/handrail/internal/feature/inspect"
 	"handrail.dev/handrail/internal/feature/notice"
@@ -90,6 +91,7 @@ type Server struct {
 	recordings *recording.Recordings
 	sessions   *session.Sessions
 	inspect    *inspect.Inspections
+	drains     *drain.Drains
 	agentless  *agentless.Reach
 	roster     *roster.Roster
 	locks      atomic.Pointer[roster.Roster] // the same, once it is there: the spool may ask before
@@ -118,7 +120,7 @@ func NewServer(ctx context.Context, c ServerConfig) (*Server, error) {
 	s := &Server{c: c, p: place(c.Data), peerConns: newQueue(c.Listener.Addr())}
 	s.notices = notice.New(s.sources()...)
 	for _, step := range []func(context.Context) error{
-		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openErasures, s.openWebhooks, s.openRotations, s.openFleet, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
+		s.openStore, s.openPeople, s.openDoor, s.openWitness, s.openErasures, s.openWebhooks, s.openRotations, s.openFleet, s.openDrains, s.openSessions, s.openInspections, s.openVouchers, s.openPeers, s.openDirectory, s.openSurfaces,
 	} {
 		if err := step(ctx); err != nil {
 			s.close()
@@ -189,7 +191,7 @@ func observations() []store.ObservationMigration {
 func migrations() (all []store.Migration) {
 	for _, schema := range [][]store.Migration{
 		identity.Schema(), directory.Schema(), target.Schema(), policy.Schema(), approval.Schema(), access.Schema(), session.Schema(), roster.Schema(), peer.Schema(),
-		witness.Schema(), erasure.Schema(), recording.Schema(), inspect.Schema(), voucher.Schema(), rotation.Schema(), webhook.Schema(),
+		witness.Schema(), erasure.Schema(), recording.Schema(), inspect.Schema(), drain.Schema(), voucher.Schema(), rotation.Schema(), webhook.Schema(),
 	} {
 		all = append(all, schema...)
 	}
@@ -201,7 +203,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), voucher.Actions(), rotation.Actions(), webhook.Actions(), {SupportBundled},
+		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), drain.Actions(), voucher.Actions(), rotation.Actions(), webhook.Actions(), {SupportBundled},
 	} {
 		all = append(all, actions...)
 	}
@@ -224,7 +226,7 @@ func (s *Server) openPeople(ctx context.Context) error {
 
 func (s *Server) openDoor(context.Context) error {
 	kinds := slices.Concat(access.Kinds(s.hosts), roster.Kinds(s.people, s.hosts, s.force), peer.Kinds(), witness.Kinds(), rotation.Kinds(), roster.DirectoryKinds(s.people),
-		erasure.Kinds(func() *erasure.Erasures { return s.erasures }), webhook.Kinds(func() *webhook.Hooks { return s.webhooks }))
+		erasure.Kinds(func() *erasure.Erasures { return s.erasures }), webhook.Kinds(func() *webhook.Hooks { return s.webhooks }), inspect.Kinds(func() *inspect.Inspections { return s.inspect }))
 	s.approvals = approval.New(approval.Deps{Store: s.store, People: s.people, Kinds: kinds})
 	s.door = doorway.New(doorway.Deps{Store: s.store, People: s.people, Hosts: s.hosts, Policy: s.force, Grants: access.Standing{}})
 	s.access = access.New(access.Deps{
@@ -311,7 +313,7 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 	s.sessions = session.New(session.Deps{
 		Store: s.store, Door: s.door, Hosts: s.hosts, People: s.people, Grants: access.Standing{}, Rules: s.force,
 		Nodes: nodes{s.fleet, s.agentless}, Recordings: s.recordings, LockEpoch: s.people.LockEpochTx, Log: s.c.Log, Home: s.id,
-		Online: s.reachable, Lost: s.sweepLost,
+		Online: s.reachable, Lost: s.sweepLost, Admits: s.drains.Admits,
 		Changed: func(i session.Info) { s.notices.Publish(notice.Event{Topic: notice.Sessions, ID: i.ID}) },
 	})
 	s.access.UseSessions(ends{s.sessions, s.fleet})
@@ -326,7 +328,7 @@ func (s *Server) openSessions(ctx context.Context) (err error) {
 func (s *Server) openSurfaces(context.Context) (err error) {
 	s.peerAPI = rpc.Handler(&rpc.Deps{
 		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Force: s.force, Approvals: s.approvals, Door: s.door,
-		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
+		Fleet: s.fleet, Access: s.access, Roster: s.roster, Sessions: s.sessions, Inspect: s.inspect, Drains: s.drains, Agentless: s.agentless, Recordings: s.recordings, Notices: s.notices, Peers: s.peers,
 		Provider: s.provider, Workloads: s.openWorkloads(), Directory: s.directory, Erasures: s.erasures, Rotations: s.rotations, Witnesses: s.circle, WitnessKey: s.witness.Key().String(), BeforeExport: s.beforeExport,
 		Vouchers: s.vouchers.Load, Webhooks: s.webhooks, Retention: s.retention, Info: s.info, Now: time.Now, Log: s.c.Log,
 	})
@@ -449,6 +451,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	run(below, "archive of recordings", s.recordings.Keep)
 	run(below, "witnesses", s.circle.Run)
 	run(below, "erasures", s.erasures.Run)
+	run(below, "core dumps", s.inspect.Run)
 	run(below, "keys", s.rotations.Run)
 	run(below, "webhooks", func(ctx context.Context) error { return s.peers.Lead(ctx, s.webhooks.Run) })
 	run(below, "hosts without a node", s.agentless.Run)

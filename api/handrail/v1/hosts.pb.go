@@ -51,6 +51,7 @@ type Host struct {
 	SshSource      string `protobuf:"bytes,34,opt,name=ssh_source,json=sshSource,proto3" json:"ssh_source,omitempty"`
 	SshNode        bool   `protobuf:"varint,35,opt,name=ssh_node,json=sshNode,proto3" json:"ssh_node,omitempty"`
 	SshTrouble     string `protobuf:"bytes,36,opt,name=ssh_trouble,json=sshTrouble,proto3" json:"ssh_trouble,omitempty"` // why it could not be reached, the last time
+	Drain          *Drain `protobuf:"bytes,40,opt,name=drain,proto3" json:"drain,omitempty"`                             // somebody keeps it to themselves; else unset
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -253,6 +254,89 @@ func (x *Host) GetSshTrouble() string {
 	return ""
 }
 
+func (x *Host) GetDrain() *Drain {
+	if x != nil {
+		return x.Drain
+	}
+	return nil
+}
+
+type Drain struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Person        string                 `protobuf:"bytes,1,opt,name=person,proto3" json:"person,omitempty"`
+	PersonName    string                 `protobuf:"bytes,2,opt,name=person_name,json=personName,proto3" json:"person_name,omitempty"`
+	Why           string                 `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	Until         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Drain) Reset() {
+	*x = Drain{}
+	mi := &file_handrail_v1_hosts_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Drain) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Drain) ProtoMessage() {}
+
+func (x *Drain) ProtoReflect() protoreflect.Message {
+	mi := &file_handrail_v1_hosts_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Drain.ProtoReflect.Descriptor instead.
+func (*Drain) Descriptor() ([]byte, []int) {
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Drain) GetPerson() string {
+	if x != nil {
+		return x.Person
+	}
+	return ""
+}
+
+func (x *Drain) GetPersonName() string {
+	if x != nil {
+		return x.PersonName
+	}
+	return ""
+}
+
+func (x *Drain) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *Drain) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *Drain) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
 // Fact is one thing the host said of itself. A fact that cannot be read has a
 // value that says so; it is never left out.
 type Fact struct {
@@ -267,7 +351,7 @@ type Fact struct {
 
 func (x *Fact) Reset() {
 	*x = Fact{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[1]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +363,7 @@ func (x *Fact) String() string {
 func (*Fact) ProtoMessage() {}
 
 func (x *Fact) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[1]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +376,7 @@ func (x *Fact) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fact.ProtoReflect.Descriptor instead.
 func (*Fact) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{1}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Fact) GetName() string {
@@ -332,7 +416,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[2]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -344,7 +428,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[2]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -357,7 +441,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{2}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListHostsRequest) GetSelector() string {
@@ -376,7 +460,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[3]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -388,7 +472,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[3]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -401,7 +485,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{3}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ListHostsResponse) GetHosts() []*Host {
@@ -420,7 +504,7 @@ type GetHostRequest struct {
 
 func (x *GetHostRequest) Reset() {
 	*x = GetHostRequest{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[4]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -432,7 +516,7 @@ func (x *GetHostRequest) String() string {
 func (*GetHostRequest) ProtoMessage() {}
 
 func (x *GetHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[4]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -445,7 +529,7 @@ func (x *GetHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHostRequest.ProtoReflect.Descriptor instead.
 func (*GetHostRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{4}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *GetHostRequest) GetHost() string {
@@ -468,7 +552,7 @@ type GetHostResponse struct {
 
 func (x *GetHostResponse) Reset() {
 	*x = GetHostResponse{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[5]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -480,7 +564,7 @@ func (x *GetHostResponse) String() string {
 func (*GetHostResponse) ProtoMessage() {}
 
 func (x *GetHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[5]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -493,7 +577,7 @@ func (x *GetHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetHostResponse.ProtoReflect.Descriptor instead.
 func (*GetHostResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{5}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GetHostResponse) GetHost() *Host {
@@ -540,7 +624,7 @@ type WatchHostsRequest struct {
 
 func (x *WatchHostsRequest) Reset() {
 	*x = WatchHostsRequest{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[6]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -552,7 +636,7 @@ func (x *WatchHostsRequest) String() string {
 func (*WatchHostsRequest) ProtoMessage() {}
 
 func (x *WatchHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[6]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -565,7 +649,7 @@ func (x *WatchHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchHostsRequest.ProtoReflect.Descriptor instead.
 func (*WatchHostsRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{6}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchHostsRequest) GetSelector() string {
@@ -584,7 +668,7 @@ type WatchHostsResponse struct {
 
 func (x *WatchHostsResponse) Reset() {
 	*x = WatchHostsResponse{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[7]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +680,7 @@ func (x *WatchHostsResponse) String() string {
 func (*WatchHostsResponse) ProtoMessage() {}
 
 func (x *WatchHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[7]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +693,7 @@ func (x *WatchHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchHostsResponse.ProtoReflect.Descriptor instead.
 func (*WatchHostsResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{7}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WatchHostsResponse) GetHost() *Host {
@@ -631,7 +715,7 @@ type InviteRequest struct {
 
 func (x *InviteRequest) Reset() {
 	*x = InviteRequest{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[8]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -643,7 +727,7 @@ func (x *InviteRequest) String() string {
 func (*InviteRequest) ProtoMessage() {}
 
 func (x *InviteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[8]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -656,7 +740,7 @@ func (x *InviteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteRequest.ProtoReflect.Descriptor instead.
 func (*InviteRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{8}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *InviteRequest) GetName() string {
@@ -699,7 +783,7 @@ type InviteResponse struct {
 
 func (x *InviteResponse) Reset() {
 	*x = InviteResponse{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[9]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +795,7 @@ func (x *InviteResponse) String() string {
 func (*InviteResponse) ProtoMessage() {}
 
 func (x *InviteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[9]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +808,7 @@ func (x *InviteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InviteResponse.ProtoReflect.Descriptor instead.
 func (*InviteResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{9}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InviteResponse) GetToken() string {
@@ -766,7 +850,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[10]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -778,7 +862,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[10]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -791,7 +875,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{10}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -828,7 +912,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[11]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +924,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[11]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +937,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{11}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JoinResponse) GetHost() string {
@@ -906,7 +990,7 @@ type SetHostRequest struct {
 
 func (x *SetHostRequest) Reset() {
 	*x = SetHostRequest{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[12]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -918,7 +1002,7 @@ func (x *SetHostRequest) String() string {
 func (*SetHostRequest) ProtoMessage() {}
 
 func (x *SetHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[12]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -931,7 +1015,7 @@ func (x *SetHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHostRequest.ProtoReflect.Descriptor instead.
 func (*SetHostRequest) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{12}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SetHostRequest) GetHost() string {
@@ -993,7 +1077,7 @@ type SetHostResponse struct {
 
 func (x *SetHostResponse) Reset() {
 	*x = SetHostResponse{}
-	mi := &file_handrail_v1_hosts_proto_msgTypes[13]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1089,7 @@ func (x *SetHostResponse) String() string {
 func (*SetHostResponse) ProtoMessage() {}
 
 func (x *SetHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_handrail_v1_hosts_proto_msgTypes[13]
+	mi := &file_handrail_v1_hosts_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1102,7 @@ func (x *SetHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetHostResponse.ProtoReflect.Descriptor instead.
 func (*SetHostResponse) Descriptor() ([]byte, []int) {
-	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{13}
+	return file_handrail_v1_hosts_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SetHostResponse) GetHost() *Host {
@@ -1039,7 +1123,7 @@ var File_handrail_v1_hosts_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_hosts_proto_rawDesc = "" +
 	"\n" +
-	"\x17handrail/v1/hosts.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xda\x05\n" +
+	"\x17handrail/v1/hosts.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\x84\x06\n" +
 	"\x04Host\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1068,7 +1152,15 @@ const file_handrail_v1_hosts_proto_rawDesc = "" +
 	"ssh_source\x18\" \x01(\tR\tsshSource\x12\x19\n" +
 	"\bssh_node\x18# \x01(\bR\asshNode\x12\x1f\n" +
 	"\vssh_trouble\x18$ \x01(\tR\n" +
-	"sshTrouble:\x04\xd8\xf3\x18\x02\"z\n" +
+	"sshTrouble\x12(\n" +
+	"\x05drain\x18( \x01(\v2\x12.handrail.v1.DrainR\x05drain:\x04\xd8\xf3\x18\x02\"\xbc\x01\n" +
+	"\x05Drain\x12\x16\n" +
+	"\x06person\x18\x01 \x01(\tR\x06person\x12\x1f\n" +
+	"\vperson_name\x18\x02 \x01(\tR\n" +
+	"personName\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05until:\x04\xd8\xf3\x18\x02\"z\n" +
 	"\x04Fact\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12*\n" +
@@ -1148,51 +1240,55 @@ func file_handrail_v1_hosts_proto_rawDescGZIP() []byte {
 	return file_handrail_v1_hosts_proto_rawDescData
 }
 
-var file_handrail_v1_hosts_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_handrail_v1_hosts_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_handrail_v1_hosts_proto_goTypes = []any{
 	(*Host)(nil),                  // 0: handrail.v1.Host
-	(*Fact)(nil),                  // 1: handrail.v1.Fact
-	(*ListHostsRequest)(nil),      // 2: handrail.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),     // 3: handrail.v1.ListHostsResponse
-	(*GetHostRequest)(nil),        // 4: handrail.v1.GetHostRequest
-	(*GetHostResponse)(nil),       // 5: handrail.v1.GetHostResponse
-	(*WatchHostsRequest)(nil),     // 6: handrail.v1.WatchHostsRequest
-	(*WatchHostsResponse)(nil),    // 7: handrail.v1.WatchHostsResponse
-	(*InviteRequest)(nil),         // 8: handrail.v1.InviteRequest
-	(*InviteResponse)(nil),        // 9: handrail.v1.InviteResponse
-	(*JoinRequest)(nil),           // 10: handrail.v1.JoinRequest
-	(*JoinResponse)(nil),          // 11: handrail.v1.JoinResponse
-	(*SetHostRequest)(nil),        // 12: handrail.v1.SetHostRequest
-	(*SetHostResponse)(nil),       // 13: handrail.v1.SetHostResponse
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*Drain)(nil),                 // 1: handrail.v1.Drain
+	(*Fact)(nil),                  // 2: handrail.v1.Fact
+	(*ListHostsRequest)(nil),      // 3: handrail.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),     // 4: handrail.v1.ListHostsResponse
+	(*GetHostRequest)(nil),        // 5: handrail.v1.GetHostRequest
+	(*GetHostResponse)(nil),       // 6: handrail.v1.GetHostResponse
+	(*WatchHostsRequest)(nil),     // 7: handrail.v1.WatchHostsRequest
+	(*WatchHostsResponse)(nil),    // 8: handrail.v1.WatchHostsResponse
+	(*InviteRequest)(nil),         // 9: handrail.v1.InviteRequest
+	(*InviteResponse)(nil),        // 10: handrail.v1.InviteResponse
+	(*JoinRequest)(nil),           // 11: handrail.v1.JoinRequest
+	(*JoinResponse)(nil),          // 12: handrail.v1.JoinResponse
+	(*SetHostRequest)(nil),        // 13: handrail.v1.SetHostRequest
+	(*SetHostResponse)(nil),       // 14: handrail.v1.SetHostResponse
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_handrail_v1_hosts_proto_depIdxs = []int32{
-	14, // 0: handrail.v1.Host.seen:type_name -> google.protobuf.Timestamp
-	1,  // 1: handrail.v1.Host.facts:type_name -> handrail.v1.Fact
-	14, // 2: handrail.v1.Host.created:type_name -> google.protobuf.Timestamp
-	14, // 3: handrail.v1.Fact.at:type_name -> google.protobuf.Timestamp
-	0,  // 4: handrail.v1.ListHostsResponse.hosts:type_name -> handrail.v1.Host
-	0,  // 5: handrail.v1.GetHostResponse.host:type_name -> handrail.v1.Host
-	0,  // 6: handrail.v1.WatchHostsResponse.host:type_name -> handrail.v1.Host
-	14, // 7: handrail.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
-	0,  // 8: handrail.v1.SetHostResponse.host:type_name -> handrail.v1.Host
-	2,  // 9: handrail.v1.Hosts.List:input_type -> handrail.v1.ListHostsRequest
-	4,  // 10: handrail.v1.Hosts.Get:input_type -> handrail.v1.GetHostRequest
-	6,  // 11: handrail.v1.Hosts.Watch:input_type -> handrail.v1.WatchHostsRequest
-	8,  // 12: handrail.v1.Hosts.Invite:input_type -> handrail.v1.InviteRequest
-	10, // 13: handrail.v1.Hosts.Join:input_type -> handrail.v1.JoinRequest
-	12, // 14: handrail.v1.Hosts.Set:input_type -> handrail.v1.SetHostRequest
-	3,  // 15: handrail.v1.Hosts.List:output_type -> handrail.v1.ListHostsResponse
-	5,  // 16: handrail.v1.Hosts.Get:output_type -> handrail.v1.GetHostResponse
-	7,  // 17: handrail.v1.Hosts.Watch:output_type -> handrail.v1.WatchHostsResponse
-	9,  // 18: handrail.v1.Hosts.Invite:output_type -> handrail.v1.InviteResponse
-	11, // 19: handrail.v1.Hosts.Join:output_type -> handrail.v1.JoinResponse
-	13, // 20: handrail.v1.Hosts.Set:output_type -> handrail.v1.SetHostResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	15, // 0: handrail.v1.Host.seen:type_name -> google.protobuf.Timestamp
+	2,  // 1: handrail.v1.Host.facts:type_name -> handrail.v1.Fact
+	15, // 2: handrail.v1.Host.created:type_name -> google.protobuf.Timestamp
+	1,  // 3: handrail.v1.Host.drain:type_name -> handrail.v1.Drain
+	15, // 4: handrail.v1.Drain.since:type_name -> google.protobuf.Timestamp
+	15, // 5: handrail.v1.Drain.until:type_name -> google.protobuf.Timestamp
+	15, // 6: handrail.v1.Fact.at:type_name -> google.protobuf.Timestamp
+	0,  // 7: handrail.v1.ListHostsResponse.hosts:type_name -> handrail.v1.Host
+	0,  // 8: handrail.v1.GetHostResponse.host:type_name -> handrail.v1.Host
+	0,  // 9: handrail.v1.WatchHostsResponse.host:type_name -> handrail.v1.Host
+	15, // 10: handrail.v1.InviteResponse.expires:type_name -> google.protobuf.Timestamp
+	0,  // 11: handrail.v1.SetHostResponse.host:type_name -> handrail.v1.Host
+	3,  // 12: handrail.v1.Hosts.List:input_type -> handrail.v1.ListHostsRequest
+	5,  // 13: handrail.v1.Hosts.Get:input_type -> handrail.v1.GetHostRequest
+	7,  // 14: handrail.v1.Hosts.Watch:input_type -> handrail.v1.WatchHostsRequest
+	9,  // 15: handrail.v1.Hosts.Invite:input_type -> handrail.v1.InviteRequest
+	11, // 16: handrail.v1.Hosts.Join:input_type -> handrail.v1.JoinRequest
+	13, // 17: handrail.v1.Hosts.Set:input_type -> handrail.v1.SetHostRequest
+	4,  // 18: handrail.v1.Hosts.List:output_type -> handrail.v1.ListHostsResponse
+	6,  // 19: handrail.v1.Hosts.Get:output_type -> handrail.v1.GetHostResponse
+	8,  // 20: handrail.v1.Hosts.Watch:output_type -> handrail.v1.WatchHostsResponse
+	10, // 21: handrail.v1.Hosts.Invite:output_type -> handrail.v1.InviteResponse
+	12, // 22: handrail.v1.Hosts.Join:output_type -> handrail.v1.JoinResponse
+	14, // 23: handrail.v1.Hosts.Set:output_type -> handrail.v1.SetHostResponse
+	18, // [18:24] is the sub-list for method output_type
+	12, // [12:18] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_handrail_v1_hosts_proto_init() }
@@ -1201,14 +1297,14 @@ func file_handrail_v1_hosts_proto_init() {
 		return
 	}
 	file_handrail_v1_options_proto_init()
-	file_handrail_v1_hosts_proto_msgTypes[12].OneofWrappers = []any{}
+	file_handrail_v1_hosts_proto_msgTypes[13].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_handrail_v1_hosts_proto_rawDesc), len(file_handrail_v1_hosts_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -17,6 +17,8 @@ import (
 	"sync"
 	"time"
 
+	"handrail.dev/handrail/internal/foundation/approval"
+	"handrail.dev/handrail/internal/foundation/blob"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -30,14 +32,23 @@ import (
 const (
 	Opened ledger.Action = "inspection.opened"
 	Closed ledger.Action = "inspection.closed"
+	Shows  ledger.Action = "inspection.shown" // again, out of the ledger
+
+	CoreKept      ledger.Action = "core.kept"
+	CoreRead      ledger.Action = "core.read"
+	CoreRemoved   ledger.Action = "core.removed" // before its time: its destruction follows
+	CoreDestroyed ledger.Action = "core.destroyed"
+	Unmasked      ledger.Action = "inspection.unmasked"
 )
 
 // Actions lists what this package writes to the ledger.
-func Actions() []ledger.Action { return []ledger.Action{Opened, Closed} }
+func Actions() []ledger.Action {
+	return []ledger.Action{Opened, Closed, Shows, CoreKept, CoreRead, CoreRemoved, CoreDestroyed, Unmasked}
+}
 
 // Schema is the table of inspections; the answer itself is in the ledger.
 func Schema() []store.Migration {
-	return []store.Migration{{Name: "inspect-1-inspections", SQL: `CREATE TABLE inspections (
+	return append([]store.Migration{{Name: "inspect-1-inspections", SQL: `CREATE TABLE inspections (
 	id TEXT PRIMARY KEY,
 	person TEXT NOT NULL,
 	host TEXT NOT NULL,
@@ -47,7 +58,7 @@ func Schema() []store.Migration {
 	ended BIGINT NOT NULL,
 	version BIGINT NOT NULL
 )`},
-		{Name: "inspect-2-open", SQL: `CREATE INDEX inspections_by_end ON inspections (ended)`}}
+		{Name: "inspect-2-open", SQL: `CREATE INDEX inspections_by_end ON inspections (ended)`}}, agreedSchema()...)
 }
 
 // row is one inspection; ended is 0 while it runs.
@@ -97,6 +108,25 @@ type Deps struct {
 	LockEpoch func(q store.Queryer) (int64, error)
 	Bounds    Bounds
 	Log       *slog.Logger
+
+	// What only core dumps and unmasking need.
+	Approvals *approval.Approvals
+	Seals     Seals
+	Blobs     blob.Store // where core dumps lie; nil: none are taken
+	Shared    bool       // every server reaches it
+	Home      string     // this server among several
+	// Drained refuses a host on which others may be at work. It may be nil: then
+	// nothing is dumped.
+	Drained func(q store.Queryer, by identity.Principal, host target.Host, now time.Time) error
+	// Room refuses what does not fit beside what must. It may be nil.
+	Room func(bytes int64) error
+}
+
+// Seals keeps keys that can be destroyed. *keyring.Subjects does.
+type Seals interface {
+	Seal(subject string, plain, ad []byte) ([]byte, error)
+	Open(subject string, sealed, ad []byte) ([]byte, error)
+	Destroy(subject string) error
 }
 
 // Bounds are the limits; zero fields take the defaults.
@@ -107,6 +137,7 @@ type Bounds struct {
 	Time      time.Duration // from the order to the last record; 25 s
 	Pause     time.Duration // the longest pause of a process, where nobody says; 200 ms
 	Kept      int           // bytes of the answer, packed, that the ledger keeps; 96 KiB
+	Cores     int64         // bytes of all core dumps that are kept; 64 GiB
 }
 
 func (b Bounds) withDefaults() Bounds {
@@ -122,6 +153,9 @@ func (b Bounds) withDefaults() Bounds {
 	if b.Time == 0 {
 		b.Time = 25 * time.Second
 	}
+	if b.Cores == 0 {
+		b.Cores = 64 << 30
+	}
 	if b.Pause == 0 {
 		b.Pause = 200 * time.Millisecond
 	}
@@ -136,6 +170,9 @@ type Inspections struct {
 	mu   sync.Mutex
 	live map[string]context.CancelFunc // by id
 	of   map[string]*budget            // by person
+
+	dumps chan struct{} // a place for each that is taken at once
+	kick  chan struct{}
 }
 
 // budget is what one person has used.
@@ -150,7 +187,8 @@ func New(d Deps) *Inspections {
 	if d.Log == nil {
 		d.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Inspections{d: d, b: d.Bounds.withDefaults(), live: map[string]context.CancelFunc{}, of: map[string]*budget{}}
+	return &Inspections{d: d, b: d.Bounds.withDefaults(), live: map[string]context.CancelFunc{}, of: map[string]*budget{},
+		dumps: make(chan struct{}, maxDumps), kick: make(chan struct{}, 1)}
 }
 
 // Start closes as lost what a crash of this server left open.
@@ -172,5 +210,5 @@ func (s *Inspections) Start(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return s.recover(ctx)
 }

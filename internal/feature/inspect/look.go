@@ -50,6 +50,11 @@ func (s *Inspections) Look(ctx context.Context, by identity.Principal, r Request
 		}
 		return e
 	}
+	return s.look(ctx, by, r, begun, each)
+}
+
+// look is Look, also of how large a core dump would be.
+func (s *Inspections) look(ctx context.Context, by identity.Principal, r Request, begun func(Asked) error, each func(wire.InspectRecord) error) error {
 	host, err := s.d.Hosts.Get(ctx, r.Host)
 	if err != nil {
 		return err
@@ -63,10 +68,13 @@ func (s *Inspections) Look(ctx context.Context, by identity.Principal, r Request
 	defer s.leave(by.ID, id)
 	spec := s.spec(id, by, r)
 	act := doorway.Act{Action: "inspect", By: by, Host: &host, Context: policy.Context{Level: "read", Inspect: r.What}, ID: id,
-		Open:  func(tx *store.Tx, _ policy.Decision) ([]ledger.Entry, error) { return s.opened(tx, by, host, spec) },
+		Open: func(tx *store.Tx, _ policy.Decision) ([]ledger.Entry, error) {
+			return s.opened(tx, by, host, spec, nil)
+		},
 		Close: func(tx *store.Tx, outcome ledger.Outcome) error { return end(tx, id, outcome) }}
 	_, err = s.d.Door.Do(ctx, act, func(ctx context.Context, pass doorway.Pass) (ledger.Outcome, []ledger.Entry, error) {
-		return s.run(ctx, pass, spec, host, begun, each)
+		outcome, entries, _, err := s.run(ctx, pass, spec, host, listener{begun: begun, each: each})
+		return outcome, entries, err
 	})
 	return err
 }
@@ -106,14 +114,19 @@ func (s *Inspections) spec(id string, by identity.Principal, r Request) wire.Ins
 	if pause <= 0 {
 		pause = s.b.Pause
 	}
-	return wire.InspectSpec{ID: id, Person: by.ID, PersonName: by.Name, What: r.What, Target: strings.TrimSpace(r.Target),
+	spec := wire.InspectSpec{ID: id, Person: by.ID, PersonName: by.Name, What: r.What, Target: strings.TrimSpace(r.Target),
 		PauseMS: max(min(pause.Milliseconds(), wire.MaxInspectPause), 1), TimeMS: min(s.b.Time.Milliseconds(), wire.MaxInspectTime), Lines: r.Lines,
 		Part: r.Part, Since: r.Since, Until: r.Until, Priority: r.Priority, Grep: r.Grep}
+	if r.What == wire.InspectCore {
+		spec.Core = &wire.CoreSpec{} // the question alone
+	}
+	return spec
 }
 
 // opened writes the row and the entry whose payload is the order. It runs
-// inside the deciding transaction, perhaps more than once.
-func (s *Inspections) opened(tx *store.Tx, by identity.Principal, host target.Host, spec wire.InspectSpec) ([]ledger.Entry, error) {
+// inside the deciding transaction, perhaps more than once. agreed is who stands
+// behind it beside who asks, where somebody must.
+func (s *Inspections) opened(tx *store.Tx, by identity.Principal, host target.Host, spec wire.InspectSpec, agreed *wire.Authority) ([]ledger.Entry, error) {
 	engine, err := s.d.Rules.EngineTx(tx)
 	if err != nil {
 		return nil, err
@@ -132,8 +145,17 @@ func (s *Inspections) opened(tx *store.Tx, by identity.Principal, host target.Ho
 		return nil, err
 	}
 	order := wire.OrderPayload{V: 1, Order: "o-" + spec.ID[2:], Kind: wire.KindInspect, Node: host.ID, Issued: tx.Now().UnixMicro(),
-		ValidMS: spec.TimeMS, Need: []string{"inspect"}, Inspect: &spec,
+		ValidMS: min(spec.TimeMS, wire.MaxOrderAge), Need: []string{"inspect"}, Inspect: &spec, Authority: agreed,
 		Epochs: wire.Epochs{Lock: lock, Policy: engine.Version(), Person: map[string]int64{person.ID: person.Epoch}}}
+	if agreed != nil {
+		order.Need = append(order.Need, "inspect.agreed")
+		for _, sig := range agreed.Signatures {
+			if person, err = s.d.People.GetTx(tx, sig.Person); err != nil {
+				return nil, err
+			}
+			order.Epochs.Person[person.ID] = person.Epoch
+		}
+	}
 	payload, err := order.Marshal()
 	if err != nil {
 		return nil, err
@@ -205,19 +227,26 @@ func (k *keep) into(p *closedPayload) {
 // lateBy is how long beyond its own deadline a node's answer is waited for.
 const lateBy = 5 * time.Second
 
+// listener is who hears an answer.
+type listener struct {
+	begun func(Asked) error
+	each  func(wire.InspectRecord) error
+	box   func([]byte) error // a part of what was sealed; nil: nothing is
+}
+
 // run is the effect, with the entry that closes it.
-func (s *Inspections) run(ctx context.Context, pass doorway.Pass, spec wire.InspectSpec, host target.Host, begun func(Asked) error, each func(wire.InspectRecord) error) (ledger.Outcome, []ledger.Entry, error) {
+func (s *Inspections) run(ctx context.Context, pass doorway.Pass, spec wire.InspectSpec, host target.Host, l listener) (ledger.Outcome, []ledger.Entry, closedPayload, error) {
 	r := row{ID: spec.ID, Person: spec.Person, Host: host.ID, What: spec.What}
 	p := closedPayload{V: 1, Inspection: spec.ID, What: spec.What, Target: spec.Target}
-	outcome, err := s.hear(ctx, pass, spec, host, &p, begun, each)
+	outcome, err := s.hear(ctx, pass, spec, host, &p, l)
 	if err != nil {
 		p.Error = fault.From(err).Text
 	}
-	return outcome, closing(r, outcome, p), err
+	return outcome, closing(r, outcome, p), p, err
 }
 
 // hear takes the answer until its last record.
-func (s *Inspections) hear(ctx context.Context, pass doorway.Pass, spec wire.InspectSpec, host target.Host, p *closedPayload, begun func(Asked) error, each func(wire.InspectRecord) error) (ledger.Outcome, error) {
+func (s *Inspections) hear(ctx context.Context, pass doorway.Pass, spec wire.InspectSpec, host target.Host, p *closedPayload, l listener) (ledger.Outcome, error) {
 	stream, answer, err := s.d.Nodes.Start(ctx, pass, host.ID)
 	if err != nil {
 		if answer.Kind != "" {
@@ -231,13 +260,19 @@ func (s *Inspections) hear(ctx context.Context, pass doorway.Pass, spec wire.Ins
 	defer context.AfterFunc(ctx, func() { stream.Close() })()
 	kept := newKeep(s.b.Kept)
 	defer func() { kept.into(p) }()
-	if err := begun(Asked{ID: spec.ID, Host: host.ID, HostName: host.Name}); err != nil {
+	if err := l.begun(Asked{ID: spec.ID, Host: host.ID, HostName: host.Name}); err != nil {
 		return ledger.Failed, err
 	}
 	for {
 		kind, b, err := stream.Next()
 		if err != nil {
 			return ledger.Lost, broken(ctx, host)
+		}
+		if kind == wire.FrameSealed && l.box != nil {
+			if err := l.box(b); err != nil {
+				return ledger.Failed, err
+			}
+			continue
 		}
 		if kind != wire.FrameStdout {
 			continue
@@ -249,15 +284,17 @@ func (s *Inspections) hear(ctx context.Context, pass doorway.Pass, spec wire.Ins
 		if err != nil {
 			return ledger.Failed, err
 		}
-		kept.add(b)
+		if record.Sealed == nil { // what was shown to one person stays with them
+			kept.add(b)
+		}
 		p.Records++
 		if t := record.Target; t != nil {
 			p.Process = t.Name + " " + t.Command
 		}
 		if record.End != nil {
-			return ended(record, host.Name, p, each)
+			return ended(record, host.Name, p, l.each)
 		}
-		if err := each(record); err != nil {
+		if err := l.each(record); err != nil {
 			return ledger.Failed, err
 		}
 	}

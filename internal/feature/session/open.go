@@ -225,6 +225,11 @@ func (s *Sessions) opened(tx *store.Tx, l *Live, req OpenRequest, draft *recordi
 	if err != nil {
 		return nil, err
 	}
+	if s.d.Admits != nil {
+		if err := s.d.Admits(tx, host, l.by, granted && grant.Kind == "break-glass", now); err != nil {
+			return nil, err
+		}
+	}
 	// A read session takes nothing from a grant, except where data is regulated
 	// and reading itself needs one.
 	granted = granted && (req.Level == wire.LevelWrite || host.Scope != "" && host.Scope != "none")

@@ -204,6 +204,9 @@ type Deps struct {
 	// Online says whether a host's node is connected. An observation: it may
 	// only refuse, and early. It may be nil.
 	Online func(host string) bool
+	// Admits refuses who may not open a session on a host now, inside the opening
+	// transaction; glass is whether they broke it. It may be nil.
+	Admits func(q store.Queryer, host target.Host, by identity.Principal, glass bool, now time.Time) error
 	// Changed is called, without locks, after a session changed.
 	Changed func(Info)
 	// Home is this server among several; empty is one alone.

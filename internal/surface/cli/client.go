@@ -34,6 +34,9 @@ type client struct {
 	approvals handrailv1connect.ApprovalsClient
 	sessions  handrailv1connect.SessionsClient
 	inspect   handrailv1connect.InspectionsClient
+	drains    handrailv1connect.DrainsClient
+	cores     handrailv1connect.CoresClient
+	answers   handrailv1connect.AnswersClient
 	ledger    handrailv1connect.LedgerClient
 	policies  handrailv1connect.PoliciesClient
 	servers   handrailv1connect.ServersClient
@@ -47,6 +50,7 @@ type client struct {
 	rights    handrailv1connect.RightsClient
 
 	recordings handrailv1connect.RecordingsClient
+	unmaskings handrailv1connect.UnmaskingsClient
 }
 
 // client opens the folder for somebody who is logged in.
@@ -95,6 +99,9 @@ func newClient(f folder, l login, tr *trust) *client {
 		approvals: handrailv1connect.NewApprovalsClient(h, base, option),
 		sessions:  handrailv1connect.NewSessionsClient(h, base, option),
 		inspect:   handrailv1connect.NewInspectionsClient(h, base, option),
+		drains:    handrailv1connect.NewDrainsClient(h, base, option),
+		cores:     handrailv1connect.NewCoresClient(h, base, option),
+		answers:   handrailv1connect.NewAnswersClient(h, base, option),
 		ledger:    handrailv1connect.NewLedgerClient(h, base, option),
 		policies:  handrailv1connect.NewPoliciesClient(h, base, option),
 		servers:   handrailv1connect.NewServersClient(h, base, option),
@@ -108,6 +115,7 @@ func newClient(f folder, l login, tr *trust) *client {
 		rights:    handrailv1connect.NewRightsClient(h, base, option),
 
 		recordings: handrailv1connect.NewRecordingsClient(h, base, option),
+		unmaskings: handrailv1connect.NewUnmaskingsClient(h, base, option),
 	}
 }
 

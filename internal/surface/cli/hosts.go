@@ -16,7 +16,7 @@ func (t *tool) lookCommands() []*cobra.Command {
 		t.hostsCommand(),
 		t.group("host", "Show, invite, add or describe a host",
 			"handrail host show web-1           # facts, floor, what I may do there\nhandrail host invite --env staging  # the line to run on another machine",
-			t.hostShowCommand(), t.hostInviteCommand(), t.hostSetCommand(), t.hostAddCommand(), t.hostTrustCommand(), t.hostAdoptCommand(), t.hostAnsibleCommand()),
+			t.hostShowCommand(), t.hostInviteCommand(), t.hostSetCommand(), t.hostAddCommand(), t.hostTrustCommand(), t.hostAdoptCommand(), t.hostDrainCommand(), t.hostUndrainCommand(), t.hostAnsibleCommand()),
 		t.sshCommand(),
 		t.inspectCommand(),
 	}
@@ -87,6 +87,14 @@ func environment(name string) cell {
 
 func state(name string) cell { return cell{name, stateTone[name]} }
 
+// hostState is how a host is, and that somebody keeps it to themselves.
+func hostState(h *v1.Host) cell {
+	if h.Drain != nil {
+		return cell{h.State + ", drained", warn}
+	}
+	return state(h.State)
+}
+
 func (t *tool) hostTable(hosts []*v1.Host) *table {
 	tb := &table{
 		head: []string{"HOST", "STATE", "ENVIRONMENT", "SCOPE", "SERVICES", "SESSIONS", "LOAD", "UP", "ID", "FLOOR", "SEEN", "LABELS", "KERNEL", "VERSION"},
@@ -96,7 +104,7 @@ func (t *tool) hostTable(hosts []*v1.Host) *table {
 		facts := factsOf(h)
 		row := cells(h.Name, "", "", h.Scope, strings.Join(h.Services, ","), fmt.Sprint(h.Sessions), facts["load1"], uptime(facts["uptime_seconds"]),
 			h.Id, h.Floor, t.at(h.Seen), strings.Join(h.Labels, ","), facts["kernel"], h.NodeVersion)
-		row[1], row[2] = state(h.State), environment(h.Environment)
+		row[1], row[2] = hostState(h), environment(h.Environment)
 		tb.add(h.Name, row)
 	}
 	return tb
@@ -137,6 +145,9 @@ func (t *tool) hostView(answer *v1.GetHostResponse) view {
 	s.toned("environment", h.GetEnvironment(), environment(h.GetEnvironment()).tone).put("scope", h.GetScope())
 	s.put("services", strings.Join(h.GetServices(), ", ")).put("labels", strings.Join(h.GetLabels(), ", "))
 	s.put("sessions", fmt.Sprintf("%d live", h.GetSessions()))
+	if d := h.GetDrain(); d != nil {
+		s.toned("drained", fmt.Sprintf("by %s until %s: %s", d.PersonName, t.at(d.Until), d.Why), warn)
+	}
 	s.put("floor", h.GetFloor()).list("missing", h.GetFloorMissing())
 	s.put("mode", h.GetMode())
 	t.sshRows(s, h)

@@ -23,6 +23,7 @@ var inspectVerbs = []struct{ name, what string }{
 	{"ports", "who listens and who is connected"},
 	{"files", "open files of a process, or a path"},
 	{"env", "the environment, with its secrets masked"},
+	{"core", "ask for a dump of a process's memory"},
 }
 
 // inspectFlags are what a look can be told.
@@ -34,7 +35,8 @@ type inspectFlags struct {
 
 func (t *tool) inspectCommand() *cobra.Command {
 	var f inspectFlags
-	c := t.command("inspect HOST stacks|top|journal|ports|files|env [TARGET]", "Look at a host's processes without a shell; secrets are masked there",
+	var agreed agreedFlags
+	c := t.command("inspect HOST stacks|top|journal|ports|files|env|core [TARGET]", "Look at a host's processes without a shell; secrets are masked there",
 		"handrail inspect web-1 stacks api.service       # a stack dump, picked by runtime; TARGET is a pid, a unit or a name\n"+
 			"handrail inspect web-1 journal pay --since -30m  # of a unit; also: top, ports, env PID, files PID, files /var/log",
 		func(cmd *cobra.Command, args []string) error {
@@ -50,6 +52,12 @@ func (t *tool) inspectCommand() *cobra.Command {
 			return nil
 		},
 		func(cmd *cobra.Command, args []string) error {
+			if args[1] == "core" {
+				return t.askCore(cmd.Context(), args, f.pause, agreed)
+			}
+			if agreed.unmask != "" {
+				return t.askUnmask(cmd.Context(), args, agreed)
+			}
 			q, err := t.lookRequest(args, f)
 			if err != nil {
 				return err
@@ -71,7 +79,7 @@ func (t *tool) inspectCommand() *cobra.Command {
 		return t.completeHosts(cmd, args, word)
 	}
 	flags := c.Flags()
-	flags.StringVar(&f.pause, "pause", "", "stacks: the longest that the process may be held (default 200ms)")
+	flags.StringVar(&f.pause, "pause", "", "the longest that the process may be held (stacks: 200ms; core: 30s)")
 	flags.StringVar(&f.since, "since", "", "journal: from then on (14:05, -30m, yesterday 14:05)")
 	flags.StringVar(&f.until, "until", "", "journal: up to then")
 	flags.StringVar(&f.priority, "priority", "", "journal: this grave or graver (err, warning, info, …)")
@@ -81,6 +89,14 @@ func (t *tool) inspectCommand() *cobra.Command {
 	flags.BoolVar(&f.tail, "tail", false, "files: the last lines of a file (as without a flag)")
 	flags.BoolVar(&f.stat, "stat", false, "files: only what the file system says of it")
 	flags.BoolVar(&f.list, "list", false, "files: what lies in a folder (as without a flag)")
+	agreed.on(c)
+	c.Long = `Look at a host's processes without a shell: its node looks, and masks what it says.
+
+core asks for a dump of a process's memory, and env with --unmask for a masked
+value: a second person agrees first. What follows them is "handrail inspect core"
+and "handrail inspect unmask"; an answer of the past is "handrail inspect show".
+A host of one of these names is named by its id.`
+	c.AddCommand(t.coreCommand(), t.unmaskCommand(), t.showAnswerCommand())
 	t.completeWords(c, "priority", "emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 	return c
 }

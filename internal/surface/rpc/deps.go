@@ -13,6 +13,7 @@ import (
 	"handrail.dev/handrail/api/handrail/v1/handrailv1connect"
 	"handrail.dev/handrail/internal/feature/access"
 	"handrail.dev/handrail/internal/feature/agentless"
+	"handrail.dev/handrail/internal/feature/drain"
 	"handrail.dev/handrail/internal/feature/erasure"
 	"handrail.dev/handrail/internal/feature/inspect"
 	"handrail.dev/handrail/internal/feature/notice"
@@ -53,6 +54,7 @@ type Deps struct {
 	Provider   *oidc.Provider       // nil: people log in by what this installation knows alone
 	Sessions   *session.Sessions
 	Inspect    *inspect.Inspections
+	Drains     *drain.Drains
 	Agentless  *agentless.Reach
 	Recordings *recording.Recordings
 	Notices    *notice.Hub
@@ -108,6 +110,12 @@ func Handler(d *Deps) http.Handler {
 		func() (string, http.Handler) {
 			return handrailv1connect.NewInspectionsHandler(inspections{d}, options...)
 		},
+		func() (string, http.Handler) { return handrailv1connect.NewDrainsHandler(drains{d}, options...) },
+		func() (string, http.Handler) { return handrailv1connect.NewCoresHandler(cores{d}, options...) },
+		func() (string, http.Handler) {
+			return handrailv1connect.NewUnmaskingsHandler(unmaskings{d}, options...)
+		},
+		func() (string, http.Handler) { return handrailv1connect.NewAnswersHandler(answers{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewLedgerHandler(ledgers{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewErasuresHandler(erasures{d}, options...) },
 		func() (string, http.Handler) { return handrailv1connect.NewRetentionHandler(retention{d}, options...) },

@@ -146,5 +146,6 @@ func (s hosts) message(h target.Host) *handrailv1.Host {
 		s.overSSH(h, out)
 	}
 	out.Sessions = uint32(s.d.Sessions.LiveOn(h.ID))
+	out.Drain = s.d.drainOf(h.ID)
 	return out
 }

@@ -20,8 +20,7 @@ func (s inspections) Look(ctx context.Context, r *handrailv1.InspectRequest, out
 		Priority: r.Priority, Grep: r.Grep, Lines: int64(min(r.Lines, wire.MaxInspectLines)), Pause: r.Pause.AsDuration()}
 	return s.d.Inspect.Look(ctx, caller(ctx), q,
 		func(a inspect.Asked) error {
-			return out.Send(&handrailv1.InspectResponse{Record: &handrailv1.InspectResponse_Began{
-				Began: &handrailv1.InspectBegan{Id: a.ID, Host: a.Host, HostName: a.HostName}}})
+			return out.Send(beganMessage(a))
 		},
 		func(record wire.InspectRecord) error {
 			if m := lookMessage(record); m != nil {
@@ -29,6 +28,11 @@ func (s inspections) Look(ctx context.Context, r *handrailv1.InspectRequest, out
 			}
 			return nil
 		})
+}
+
+func beganMessage(a inspect.Asked) *handrailv1.InspectResponse {
+	return &handrailv1.InspectResponse{Record: &handrailv1.InspectResponse_Began{
+		Began: &handrailv1.InspectBegan{Id: a.ID, Host: a.Host, HostName: a.HostName}}}
 }
 
 func rfc3339(t *timestamppb.Timestamp) string {

@@ -29,7 +29,7 @@ type said struct {
 func Told(action ledger.Action) bool { return tellerOf(string(action)) != nil }
 
 func tellerOf(action string) func(*said) string {
-	for _, more := range []map[string]func(*said) string{serverSentences, directorySentences, webhookSentences} {
+	for _, more := range []map[string]func(*said) string{serverSentences, directorySentences, webhookSentences, agreedSentences} {
 		if tell := more[action]; tell != nil {
 			return tell
 		}

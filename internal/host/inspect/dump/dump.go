@@ -159,7 +159,11 @@ func (d *Dump) copy(p *pipe, r Request, h stack.Held) error {
 func about(pid int, h stack.Held) (process, error) {
 	p := process{pid: int32(pid)}
 	for _, tid := range h.Threads[:min(len(h.Threads), maxThreads)] {
-		if t, err := registers(tid); err == nil {
+		t, err := registers(tid)
+		if err == errNarrow {
+			return p, err
+		}
+		if err == nil {
 			p.threads = append(p.threads, t)
 		}
 	}

@@ -45,6 +45,9 @@ type thread struct {
 	general, fp, xstate []byte
 }
 
+// errNarrow is a program of 32 bits, whose core file is of another form.
+var errNarrow = fault.New(fault.Unavailable, "cannot dump the process: it is a program of 32 bits")
+
 // registers reads those of one held thread.
 func registers(tid int) (thread, error) {
 	t := thread{tid: int32(tid)}
@@ -61,6 +64,9 @@ func registers(tid int) (thread, error) {
 		if err == nil {
 			*set.into = b[:n]
 		}
+	}
+	if want := map[string]int{"amd64": 216, "arm64": 272}[runtime.GOARCH]; len(t.general) != want {
+		return t, errNarrow
 	}
 	return t, nil
 }
