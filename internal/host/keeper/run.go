@@ -138,7 +138,7 @@ func (k *keeper) start() error {
 	if err := k.makeHome(); err != nil {
 		return fault.Wrap(fault.Unavailable, err, "cannot start session %s", s.ID)
 	}
-	k.copy = openSpool(k.spec.Spool, !s.PTY)
+	k.copy = newSpool(k.spec.Spool, !s.PTY)
 	if err := k.openJournal(); err != nil {
 		return err // no recorder, no session
 	}

@@ -22,22 +22,30 @@ const spoolBulk = 8 << 20
 // spool is the local copy of the session's last output, as frames, for the
 // case that the server's recorder is lost. It also counts and hashes all of
 // it. It never stops a session: the recorder that must work is the server's.
+// Its file is made with the first output, since nobody should wait for it.
 type spool struct {
 	mu    sync.Mutex
-	path  string
-	bulk  bool // no terminal
+	path  string // "": there is none, or it could not be made
+	bulk  bool   // no terminal
 	f     *os.File
 	size  int
 	bytes int64
 	hash  hash.Hash
 }
 
-func openSpool(path string, bulk bool) *spool {
-	s := &spool{path: path, bulk: bulk, hash: sha256.New()}
-	if path != "" {
-		s.f, _ = os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+func newSpool(path string, bulk bool) *spool {
+	return &spool{path: path, bulk: bulk, hash: sha256.New()}
+}
+
+// open makes the file, once.
+func (s *spool) open() {
+	if s.f != nil || s.path == "" {
+		return
 	}
-	return s
+	var err error
+	if s.f, err = os.OpenFile(s.path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600); err != nil {
+		s.f, s.path = nil, ""
+	}
 }
 
 func (s *spool) write(t wire.FrameType, p []byte) {
@@ -49,6 +57,7 @@ func (s *spool) write(t wire.FrameType, p []byte) {
 	s.hash.Write(head[:])
 	s.hash.Write(p)
 	s.bytes += int64(len(p))
+	s.open()
 	if s.f == nil || s.bulk && s.bytes > spoolBulk {
 		return
 	}
@@ -89,4 +98,5 @@ func (s *spool) close() {
 		s.f.Close()
 		s.f = nil
 	}
+	s.path = "" // nothing is written after the end
 }

@@ -70,7 +70,7 @@ func TestTheFirstRefusalSaysWhyAndWhatNext(t *testing.T) {
 
 func TestASpoolIsBoundedAndKeepsTheNewest(t *testing.T) {
 	path := t.TempDir() + "/s"
-	s := openSpool(path, false)
+	s := newSpool(path, false)
 	block := make([]byte, 60_000)
 	for i := range 100 {
 		block[0] = byte(i)
