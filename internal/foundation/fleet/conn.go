@@ -213,19 +213,19 @@ func (f *Fleet) serveStream(s *mux.Stream, host string) {
 	f.bus.bridge(s, func() { f.trespassed(host) })
 }
 
-// pipe copies both ways until either side ends, then closes both.
+// pipe copies both ways until either side ends, then closes both. One way is
+// this goroutine's, since each costs a server its stack for each node.
 func pipe(a, b net.Conn) {
 	var once sync.Once
 	both := func() { a.Close(); b.Close() }
-	done := make(chan struct{}, 2)
-	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
-		go func() {
-			_, _ = io.Copy(way[0], way[1])
-			once.Do(both)
-			done <- struct{}{}
-		}()
-	}
-	<-done
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(b, a)
+		once.Do(both)
+	}()
+	_, _ = io.Copy(a, b)
+	once.Do(both)
 	<-done
 }
 

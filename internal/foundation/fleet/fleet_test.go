@@ -189,7 +189,7 @@ func (b *bench) dialAs(protocol string, cert *tls.Certificate, host string) (*fa
 		return n, fmt.Errorf("refused: %s", n.answer.Error)
 	}
 	n.session = mux.Client(c)
-	n.nats, err = nats.Connect("nats://node", nats.SetCustomDialer(n), nats.UserInfo(n.answer.NATSUser, n.answer.NATSPass),
+	n.nats, err = nats.Connect("nats://node", nats.SetCustomDialer(n), nats.SkipHostLookup(), nats.UserInfo(n.answer.NATSUser, n.answer.NATSPass),
 		nats.CustomInboxPrefix(wire.InboxPrefix(host)), nats.NoReconnect(), nats.Timeout(patience), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	if err != nil {
 		return nil, err
