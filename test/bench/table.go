@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -19,6 +20,8 @@ type row struct {
 	unit   unit
 	values [3]value // handrail, direct, ProxyJump
 	goal   float64  // 0: none
+	peer   string   // who the first peer is, where it is another than the table's
+	load   string   // of the machine, as its kernel said when this was measured
 }
 
 type value struct {
@@ -52,7 +55,10 @@ type table struct {
 	notes []string
 }
 
-func (t *table) add(r row) { t.rows = append(t.rows, r) }
+func (t *table) add(r row) {
+	r.load = loadNow()
+	t.rows = append(t.rows, r)
+}
 
 // alone adds a row that has no peer.
 func (t *table) alone(what string, u unit, v, goal float64) {
@@ -65,9 +71,7 @@ func (t *table) note(format string, args ...any) {
 
 // print writes the table. A ratio above 1 is in handrail's favour.
 func (t *table) print(w io.Writer, about ...string) {
-	if t.peers == [2]string{} {
-		t.peers = [2]string{"direct", "ProxyJump"}
-	}
+	t.peers = t.named()
 	cells := [][]string{{"what", "handrail", t.peers[0], t.peers[1], "× " + t.peers[0], "× " + t.peers[1], "goal"}}
 	for _, r := range t.rows {
 		line := []string{r.what}
@@ -77,16 +81,24 @@ func (t *table) print(w io.Writer, about ...string) {
 		line = append(line, r.ratio(1), r.ratio(2), r.verdict())
 		cells = append(cells, line)
 	}
+	for _, a := range about {
+		fmt.Fprintln(w, a)
+	}
+	fmt.Fprintln(w, "ratios above 1 are in handrail's favour")
+	align(w, cells)
+	for _, n := range t.notes {
+		fmt.Fprintln(w, "·", n)
+	}
+}
+
+// align prints cells in columns; the first and the last begin at the left.
+func align(w io.Writer, cells [][]string) {
 	width := make([]int, len(cells[0]))
 	for _, line := range cells {
 		for i, c := range line {
 			width[i] = max(width[i], utf8.RuneCountInString(c))
 		}
 	}
-	for _, a := range about {
-		fmt.Fprintln(w, a)
-	}
-	fmt.Fprintln(w, "ratios above 1 are in handrail's favour")
 	for n, line := range cells {
 		for i, c := range line {
 			pad := strings.Repeat(" ", width[i]-utf8.RuneCountInString(c))
@@ -103,9 +115,6 @@ func (t *table) print(w io.Writer, about ...string) {
 			}
 			fmt.Fprintln(w)
 		}
-	}
-	for _, n := range t.notes {
-		fmt.Fprintln(w, "·", n)
 	}
 }
 
@@ -166,9 +175,15 @@ func machine() string {
 		}
 		release = append(release, byte(c))
 	}
-	load, _ := os.ReadFile("/proc/loadavg")
-	average := strings.Join(strings.Fields(string(load))[:min(1, len(strings.Fields(string(load))))], "")
-	return fmt.Sprintf("machine: %d × %s, Linux %s, %s, load %s", runtime.NumCPU(), model, release, runtime.Version(), average)
+	return fmt.Sprintf("machine: %d × %s, Linux %s, %s, load %s", runtime.NumCPU(), model, release, runtime.Version(), loadNow())
+}
+
+// loadNow is how many want a processor, over the last minute: the bench itself
+// is among them.
+func loadNow() string {
+	text, _ := os.ReadFile("/proc/loadavg")
+	first, _, _ := strings.Cut(string(text), " ")
+	return first
 }
 
 // median of what several turns gave.
@@ -185,3 +200,33 @@ func quantile(all []float64, q float64) float64 {
 
 func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+
+func (t *table) named() [2]string {
+	if t.peers == [2]string{} {
+		return [2]string{"direct", "ProxyJump"}
+	}
+	return t.peers
+}
+
+// goals are the lines of a table that have one, each with all that it takes to
+// read it alone: ours, the peers', the goal, and the machine's load.
+func (t *table) goals() (cells [][]string) {
+	for _, r := range t.rows {
+		if r.goal == 0 {
+			continue
+		}
+		var peers []string
+		names := t.named()
+		names[0] = cmp.Or(r.peer, names[0])
+		for i, name := range names {
+			if v := r.values[i+1]; v.ok {
+				peers = append(peers, name+" "+r.unit.show(v))
+			}
+		}
+		if peers == nil {
+			peers = []string{"–"}
+		}
+		cells = append(cells, []string{r.what, r.unit.show(r.values[0]), strings.Join(peers, ", "), r.load, r.verdict()})
+	}
+	return cells
+}
