@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -21,7 +22,7 @@ import (
 )
 
 // TestMain becomes a caller of the local door when a test asks for one under
-// another account.
+// another account, or a migration that is killed.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("HANDRAIL_TEST_ASK"); dir != "" {
 		if _, err := askLocal(context.Background(), dir, "login", localQuestion{}); err != nil {
@@ -30,6 +31,10 @@ func TestMain(m *testing.M) {
 			os.Stdout.WriteString("answered")
 		}
 		os.Exit(0)
+	}
+	if dir := os.Getenv(migrateEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, migrateWithoutEnd(place(dir)))
+		os.Exit(1)
 	}
 	os.Exit(m.Run())
 }
