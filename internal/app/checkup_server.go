@@ -93,9 +93,12 @@ func (s *Server) checkNodes(ctx context.Context) (all []finding, err error) {
 	if err != nil {
 		return nil, err
 	}
-	var old, below []string
+	var old, below, refused []string
 	for _, h := range hosts {
 		n := s.fleet.Node(h.ID)
+		if n.Refused != "" {
+			refused = append(refused, h.Name)
+		}
 		if n.State == fleet.Never || n.State == fleet.Offline {
 			continue
 		}
@@ -105,6 +108,9 @@ func (s *Server) checkNodes(ctx context.Context) (all []finding, err error) {
 		if h.Environment == "production" && n.Floor != "full" {
 			below = append(below, h.Name)
 		}
+	}
+	if len(refused) > 0 {
+		all = append(all, finding{ID: "node-refused", Group: "hosts", Bad: true, What: fmt.Sprintf("%d nodes are too old for this server and are not let in: %s", len(refused), few(refused)), Fix: "install the handrail-node of this server's release there, then start it again"})
 	}
 	if len(old) > 0 {
 		all = append(all, finding{ID: "node-version", Group: "hosts", What: fmt.Sprintf("%d nodes run another version than this server (%s): %s", len(old), s.c.Version, few(old)), Fix: "upgrade handrail-node there"})

@@ -97,7 +97,9 @@ func (f *Fleet) greet(ctx context.Context, c *tls.Conn, host string) (hello wire
 	hello = hello.Plain()
 	if spoken := c.ConnectionState().NegotiatedProtocol; spoken == wire.PastALPN {
 		err := fault.New(fault.Conflict, "cannot admit %s: its node is of an older release and speaks %s, not %s", host, spoken, wire.ALPN)
-		_ = wire.WriteLine(c, wire.HelloAnswer{Error: "this node's program is older than the server: install the handrail-node of the server's release"})
+		const why = "this node's program is older than the server: install the handrail-node of the server's release"
+		f.refuse(ctx, host, why)
+		_ = wire.WriteLine(c, wire.HelloAnswer{Error: why})
 		return hello, err
 	}
 	if hello.Use != wire.UseControl && hello.Use != wire.UseBulk {
@@ -156,6 +158,21 @@ func (f *Fleet) became(ctx context.Context, host string, hello wire.Hello) error
 	return err
 }
 
+// refuse notes why a host's node is not let in, for whoever asks where it is.
+func (f *Fleet) refuse(ctx context.Context, host, why string) {
+	if f.d.Known(ctx, host) != nil {
+		return // one that was removed is nobody's any more
+	}
+	f.mu.Lock()
+	n := f.nodeLocked(host)
+	was := n.Refused
+	n.Refused = why
+	f.mu.Unlock()
+	if was != why {
+		f.d.Changed(host)
+	}
+}
+
 // attach notes the connection and returns the one it replaces, if any.
 func (f *Fleet) attach(host string, hello wire.Hello, s *mux.Session) (old *mux.Session) {
 	f.mu.Lock()
@@ -168,7 +185,7 @@ func (f *Fleet) attach(host string, hello wire.Hello, s *mux.Session) (old *mux.
 	old, n.control = n.control, s
 	n.Mode, n.Floor, n.Missing, n.Version, n.Trial = hello.Mode, hello.Floor, hello.Missing, hello.Version, hello.Trial
 	n.Seen, n.wants = time.Now(), hello.Cosigned
-	n.State, n.Server = Online, ""
+	n.State, n.Server, n.Refused = Online, "", ""
 	f.mu.Unlock()
 	f.save(host)
 	return old

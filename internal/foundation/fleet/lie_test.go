@@ -463,7 +463,13 @@ func TestANodeOfAnOlderReleaseIsToldWhyItIsRefused(t *testing.T) {
 	if _, err := b.dialAs(wire.PastALPN, &cert, hostA); err == nil || !strings.Contains(err.Error(), "older than the server") {
 		t.Errorf("it is told: %v", err)
 	}
+	if n := b.fleet.Node(hostA); !strings.Contains(n.Refused, "older than the server") || b.changed.Load() == 0 {
+		t.Errorf("whoever asks for the host is told %+v, %d changes", n, b.changed.Load())
+	}
 	if _, err := b.dial(&cert, hostA); err != nil {
 		t.Errorf("once upgraded: %v", err)
+	}
+	if n := b.fleet.Node(hostA); n.Refused != "" {
+		t.Errorf("once upgraded: %+v", n)
 	}
 }

@@ -34,6 +34,7 @@ type Node struct {
 	Trial   bool
 	Facts   []Fact // by name
 	Server  string // another one, to which it is connected
+	Refused string // why its node is not let in, since it last was; of this server alone
 }
 
 // Fact is one thing that a host said of itself, and when.

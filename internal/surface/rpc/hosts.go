@@ -142,6 +142,9 @@ func (s hosts) message(h target.Host) *handrailv1.Host {
 			return &handrailv1.Fact{Name: f.Name, Value: f.Value, At: stampTime(f.At), Source: f.Source}
 		}),
 	}
+	if n.Refused != "" {
+		out.Facts = append([]*handrailv1.Fact{{Name: "node_refused", Value: n.Refused, Source: "server"}}, out.Facts...)
+	}
 	if h.SSHAddress != "" {
 		s.overSSH(h, out)
 	}
