@@ -54,14 +54,13 @@ func VoucherCommands() []*cobra.Command {
 }
 
 // trustLocal offers what is to be signed, or takes the bundle that was signed.
-func (s *Server) trustLocal(signed []byte) (localAnswer, error) {
+func (s *Server) trustLocal(ctx context.Context, signed []byte) (localAnswer, error) {
 	if len(signed) == 0 {
 		line, err := s.ring.OfferVoucherAuthority()
 		_, bundle := s.ring.Bundle()
 		return localAnswer{Bundle: bundle, Voucher: line}, err
 	}
-	_, err := s.ring.Adopt(signed)
-	return localAnswer{}, err
+	return localAnswer{}, s.rotations.Trust(ctx, signed)
 }
 
 func trustCommand() *cobra.Command {
@@ -71,8 +70,8 @@ func trustCommand() *cobra.Command {
 		Short: "Sign, with the root key, whose vouchers count",
 		Long: `Adds this installation's authority for vouchers to the trust bundle, where it is
 from before vouchers, and the offline authority of a ceremony. It signs nothing
-else, whatever the server offers. Start the server again afterwards; hosts learn
-the bundle with their next lease.`,
+else, whatever the server offers. It counts at once, on every server of the
+installation; hosts learn it with their next lease.`,
 		Example: `  sudo handrail voucher trust                              # an installation from before vouchers
   sudo handrail voucher trust --offline-ca offline-ca.pub  # and the ceremony's authority`,
 		Args: cobra.NoArgs, PreRunE: configure,
@@ -113,7 +112,7 @@ func trustVouchers(ctx context.Context, out io.Writer, dir, root, offline string
 	if _, err := askLocal(ctx, dir, "trust", localQuestion{Bundle: signed}); err != nil {
 		return err
 	}
-	fmt.Fprintln(out, "signed; now start the server again, and hosts take it with their next lease")
+	fmt.Fprintln(out, "signed: it counts on every server, and hosts take it with their next lease")
 	return nil
 }
 

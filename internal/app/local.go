@@ -39,7 +39,7 @@ type localDoor struct {
 	join      func(ctx context.Context, hostname, mode string, trial bool) (localAnswer, error)
 	company   func(ctx context.Context, q localQuestion) (localAnswer, error) // what a configuration of the directory would bring about
 	checkup   func(ctx context.Context) (localAnswer, error)
-	trust     func(bundle []byte) (localAnswer, error) // nil: what to sign; else the bundle that was signed
+	trust     func(ctx context.Context, bundle []byte) (localAnswer, error) // nil: what to sign; else the bundle that was signed
 
 	support func(account int, w http.ResponseWriter, r *http.Request) error
 }
@@ -111,7 +111,7 @@ func (d *localDoor) serve(ctx context.Context, l net.Listener) error {
 		d.answer(w, r, func(localQuestion) (localAnswer, error) { return d.checkup(r.Context()) })
 	})
 	mux.HandleFunc("POST /trust", func(w http.ResponseWriter, r *http.Request) {
-		d.answer(w, r, func(q localQuestion) (localAnswer, error) { return d.trust(q.Bundle) })
+		d.answer(w, r, func(q localQuestion) (localAnswer, error) { return d.trust(r.Context(), q.Bundle) })
 	})
 	mux.HandleFunc("POST /support", func(w http.ResponseWriter, r *http.Request) {
 		if account, err := d.may(r); err != nil {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -262,6 +263,24 @@ func (h *house) newKeys(t *testing.T) {
 		})
 	}
 	t.Logf("new keys acted alone at both servers %s after they were signed", time.Since(began).Round(time.Millisecond))
+	// Whose vouchers count is signed at one server, and counts at both.
+	officers := filepath.Join(t.TempDir(), "offline-ca")
+	if out, err := exec.Command("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", officers).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v %s", err, out)
+	}
+	began = time.Now()
+	h.ada.ok("voucher", "trust", "--data", h.a.data, "--offline-ca", officers+".pub")
+	for _, p := range []person{h.ada, adaB} {
+		until(t, "the officers' authority to count at "+p.at.name, func() bool {
+			var now struct{ Bundle string }
+			p.json(&now, "keys", "list", "-o", "json")
+			return now.Bundle == "3"
+		})
+	}
+	t.Logf("a bundle that was signed at one server counted at both after %s", time.Since(began).Round(time.Millisecond))
+	if n := len(adaB.entries("keys.trusted")); n != 1 {
+		t.Errorf("%d entries of whose vouchers count", n)
+	}
 	enter("on\n")
 	at.says("got on")
 	_ = at.cmd.Process.Kill()

@@ -47,10 +47,13 @@ const (
 	Dropped    ledger.Action = "keys.dropped"
 	Rotated    ledger.Action = "keys.rotated"
 	HandedOver ledger.Action = "keys.finished"
+	Trusted    ledger.Action = "keys.trusted"
 )
 
 // Actions lists them.
-func Actions() []ledger.Action { return []ledger.Action{Asked, Agreed, Dropped, Rotated, HandedOver} }
+func Actions() []ledger.Action {
+	return []ledger.Action{Asked, Agreed, Dropped, Rotated, HandedOver, Trusted}
+}
 
 // Schema is the rotations. sealed and signed are base64.
 func Schema() []store.Migration {

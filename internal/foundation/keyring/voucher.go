@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/json"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +45,7 @@ func (r *Ring) GivesVouchers() bool {
 func (r *Ring) SignVoucher(key ssh.PublicKey, serial uint64, terms wire.VoucherTerms, validFor time.Duration) (*ssh.Certificate, error) {
 	if !r.GivesVouchers() {
 		return nil, fault.New(fault.Unavailable, "cannot give vouchers: this installation has no authority for them").
-			WithHint("handrail voucher trust (where the root key is), then start the server again")
+			WithHint("handrail voucher trust (where the root key is)")
 	}
 	if validFor <= 0 || validFor > wire.MaxVoucherLife {
 		return nil, fault.New(fault.Invalid, "cannot give a voucher for %s: at most %s", validFor, wire.MaxVoucherLife)
@@ -154,28 +155,108 @@ func SignVoucherTrust(rootDir string, signed []byte, voucher, offline string) ([
 	return ledger.SignBundle(b, signer)
 }
 
-// Adopt puts a newer bundle in place of the one in force. The server has to be
-// started again to use it.
-func (r *Ring) Adopt(signed []byte) (version int64, err error) {
+// SealVoucherAuthority is the authority that a bundle names and the one in force
+// does not, sealed for the other servers; nil where there is none to hand on.
+func (r *Ring) SealVoucherAuthority(signed []byte) (sealed []byte, err error) {
 	b, err := ledger.OpenBundle(signed, r.rootHash)
 	if err != nil {
-		return 0, err
+		return nil, err
+	}
+	text, err := b.Text()
+	if err != nil {
+		return nil, err
+	}
+	d, err := openDir(r.dir)
+	if err != nil || !d.has(fileVoucherCA) || len(b.VoucherCA) == len(r.keys().bundle.VoucherCA) {
+		return nil, err
+	}
+	key, err := d.read(fileVoucherCA)
+	if err != nil {
+		return nil, err
+	}
+	plain, err := json.Marshal(parcel{V: 1, Files: map[string][]byte{fileVoucherCA: key}})
+	clear(key)
+	if err != nil {
+		return nil, fault.Wrap(fault.Internal, err, "cannot seal the authority for vouchers")
+	}
+	defer clear(plain)
+	aead, err := r.rotationKey()
+	if err != nil {
+		return nil, err
+	}
+	return seal(aead, plain, rotationContext(text)), nil
+}
+
+// putVoucherAuthority takes what SealVoucherAuthority made, unless the authority
+// that a bundle names is here. One that no bundle ever named is replaced.
+func (r *Ring) putVoucherAuthority(d secureDir, b ledger.Bundle, sealed []byte) error {
+	if held, err := readVoucher(d); err != nil || len(b.VoucherCA) == 0 || held != nil && slices.Contains(b.VoucherCA, sshLine(held.PublicKey())) {
+		return err
+	}
+	if len(sealed) == 0 {
+		return fault.New(fault.Conflict, "cannot take the authority for vouchers of trust bundle %d: it is not handed on any more", b.Version).
+			WithHint("remove this server and join it again: handrail server invite")
+	}
+	text, err := b.Text()
+	if err != nil {
+		return err
+	}
+	aead, err := r.rotationKey()
+	if err != nil {
+		return err
+	}
+	plain, err := unseal(aead, sealed, rotationContext(text))
+	if err != nil {
+		return fault.Wrap(fault.Conflict, err, "cannot open the authority for vouchers")
+	}
+	defer clear(plain)
+	var p parcel
+	if err := json.Unmarshal(plain, &p); err != nil || p.V != 1 || len(p.Files[fileVoucherCA]) == 0 {
+		return fault.New(fault.Invalid, "cannot read the authority for vouchers: it is of another version")
+	}
+	return d.replace(fileVoucherCA, p.Files[fileVoucherCA])
+}
+
+// MayAdopt says whether a bundle follows the one in force and differs from it in
+// whose vouchers count alone.
+func (r *Ring) MayAdopt(signed []byte) (ledger.Bundle, error) {
+	b, err := ledger.OpenBundle(signed, r.rootHash)
+	if err != nil {
+		return b, err
 	}
 	now := r.keys().bundle
 	want := b
 	want.VoucherCA, want.OfflineCA, want.Version = now.VoucherCA, now.OfflineCA, now.Version
 	text, err := want.Text()
 	if err != nil {
-		return 0, err
+		return b, err
 	}
 	if held, err := now.Text(); err != nil || b.Version <= now.Version || !bytes.Equal(text, held) {
-		return 0, fault.New(fault.Denied, "cannot adopt trust bundle %d: %d is in force, and it must name the same keys", b.Version, now.Version)
+		return b, fault.New(fault.Denied, "cannot adopt trust bundle %d: %d is in force, and it must name the same keys", b.Version, now.Version)
+	}
+	return b, nil
+}
+
+// Adopt puts a newer bundle in place of the one in force, with the authority that
+// another server has sealed, if any.
+func (r *Ring) Adopt(sealed, signed []byte) (version int64, err error) {
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	b, err := r.MayAdopt(signed)
+	if err != nil {
+		return 0, err
 	}
 	d, err := openDir(r.dir)
 	if err != nil {
 		return 0, err
 	}
-	return b.Version, d.replace(fileBundle, signed)
+	if err := r.putVoucherAuthority(d, b, sealed); err != nil {
+		return 0, err
+	}
+	if err := d.replace(fileBundle, signed); err != nil {
+		return 0, err
+	}
+	return b.Version, r.loadKeys(d)
 }
 
 // VoucherIn reads a voucher that a host took: made by an authority of this

@@ -73,6 +73,18 @@ func TestARingFromBeforeVouchersGetsTheirAuthorityByTheRootKeyAlone(t *testing.T
 	if ring.GivesVouchers() {
 		t.Fatal("it gives vouchers")
 	}
+	others := t.TempDir() // of another server of the installation, which offered one of its own
+	if err := os.CopyFS(filepath.Join(others, "keys"), os.DirFS(dir)); err != nil {
+		t.Fatal(err)
+	}
+	private(t, filepath.Join(others, "keys"))
+	other, err := keyring.Open(filepath.Join(others, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := other.OfferVoucherAuthority(); err != nil {
+		t.Fatal(err)
+	}
 	line, err := ring.OfferVoucherAuthority()
 	if err != nil {
 		t.Fatal(err)
@@ -88,11 +100,33 @@ func TestARingFromBeforeVouchersGetsTheirAuthorityByTheRootKeyAlone(t *testing.T
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ring.Adopt(older); err == nil {
+	if _, err := ring.Adopt(nil, older); err == nil {
 		t.Error("the bundle in force is adopted again")
 	}
-	if v, err := ring.Adopt(signed); err != nil || v != 2 {
+	sealed, err := ring.SealVoucherAuthority(signed)
+	if err != nil || len(sealed) == 0 {
+		t.Fatal(len(sealed), err)
+	}
+	if v, err := ring.Adopt(nil, signed); err != nil || v != 2 || !ring.GivesVouchers() {
 		t.Fatal(v, err)
+	}
+	if again, err := ring.SealVoucherAuthority(signed); err != nil || again != nil {
+		t.Errorf("what is in force is handed on: %v", err)
+	}
+	// The other server takes both at once, or nothing.
+	for what, wrong := range map[string][]byte{"nothing": nil, "what nobody sealed": append([]byte{sealed[0] ^ 1}, sealed[1:]...)} {
+		if _, err := other.Adopt(wrong, signed); err == nil {
+			t.Errorf("%s is an authority", what)
+		}
+		if b, _ := other.Bundle(); b.Version != 1 {
+			t.Errorf("%s: bundle %d is in force", what, b.Version)
+		}
+	}
+	if _, err := other.Adopt(sealed, signed); err != nil || !other.GivesVouchers() {
+		t.Fatal(err)
+	}
+	if again, err := keyring.Open(filepath.Join(others, "keys")); err != nil || !again.GivesVouchers() {
+		t.Fatal(err)
 	}
 	if ring, err = keyring.Open(dir); err != nil || !ring.GivesVouchers() {
 		t.Fatalf("after the signature: %v", err)

@@ -155,6 +155,7 @@ var sentences = map[string]func(*said) string{
 	"keys.agreed":      keySentence("new keys were agreed to: KINDS"),
 	"keys.dropped":     keySentence("the new keys were given up"),
 	"keys.rotated":     keySentence("WHO brought what the root key signed: new keys count (KINDS)"),
+	"keys.trusted":     keySentence("the root key has signed whose vouchers count"),
 	"keys.finished":    keySentence("the new keys act, and the old ones were destroyed"),
 
 	"login.opened": func(s *said) string {
