@@ -42,6 +42,7 @@ func (c *cutOff) why() string {
 // cutFromDatabase hears of it, and of the end of it.
 func (s *Server) cutFromDatabase(off bool) {
 	c := &s.cut
+	s.store.Away(off)
 	c.mu.Lock()
 	if c.end != nil {
 		c.end.Stop()

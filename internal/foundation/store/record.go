@@ -57,6 +57,9 @@ func (s *Store) Record(ctx context.Context, id string, fn func(*Tx) ([]ledger.En
 	if err := s.Damage(); err != nil {
 		return nil, err
 	}
+	if err := s.reachable("record"); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	rec, err := s.eng.record(ctx, id, fn)
 	if err != nil {

@@ -89,6 +89,8 @@ type Store struct {
 	signed  signedHead
 	settled atomic.Int64 // size of the newest checkpoint that is stored
 
+	away atomic.Bool // the database is known not to be reached
+
 	damageMu sync.Mutex
 	damage   error
 	quit     context.CancelFunc

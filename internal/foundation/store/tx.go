@@ -152,6 +152,9 @@ func (s *Store) ViewObserved(ctx context.Context, fn func(*View) error) error {
 }
 
 func (s *Store) view(ctx context.Context, db *sql.DB, fn func(*View) error) error {
+	if err := s.reachable("read the database"); err != nil {
+		return err
+	}
 	var opts *sql.TxOptions // SQLite: a deferred transaction is a snapshot, and query_only forbids writing
 	if s.db.name == "postgres" {
 		opts = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
