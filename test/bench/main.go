@@ -7,6 +7,8 @@
 //	go run ./test/bench -only setup one of: start idle setup keystroke bulk memory lock ledger policy orders
 //
 // Ratios count: absolute times depend on the machine and on what else it does.
+// On a busy one a control group with a large share of the processors (cpu.weight)
+// for the bench comes near a quiet one: what it starts stays inside.
 // The three ways of one row are measured in turns, so that a busy moment falls
 // on all of them; what is printed is the median over the turns.
 package main
