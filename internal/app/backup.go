@@ -218,6 +218,9 @@ func backup(cmd *cobra.Command, dir, database, version, file string, to age.Reci
 		_ = os.Remove(file + keysSuffix + partial)
 		return exitAs(err)
 	}
+	if err := noteBackup(place(dir), backupNote{At: time.Now().UTC(), Entries: told.Entries}); err != nil {
+		return err
+	}
 	fmt.Fprintf(cmd.OutOrStdout(), "backed up %d entries to %s\n", told.Entries, file)
 	fmt.Fprintf(cmd.ErrOrStderr(), "keep %s apart, and only the newest one\n", file+keysSuffix)
 	return nil

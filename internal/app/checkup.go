@@ -41,6 +41,8 @@ type checkup struct {
 	now     time.Time
 	running bool // a server answers on this data folder
 	files   uint64
+	label   string // that SELinux or AppArmor gives to this process; "" is none
+	enforce bool   // SELinux refuses, and does not only log
 	disk    func(path string) (free uint64, err error)
 }
 
@@ -56,6 +58,7 @@ var localChecks = []func(*checkup) []finding{
 	(*checkup).dataOpen, (*checkup).keysOpen, (*checkup).rootKeyHere, (*checkup).configOpen, (*checkup).diskFull,
 	(*checkup).fewFiles, (*checkup).sandboxFloor, (*checkup).noLandlock, (*checkup).noCgroup,
 	(*checkup).plainURL, (*checkup).namelessURL, (*checkup).certificate, (*checkup).portTaken, (*checkup).plainDatabase,
+	(*checkup).backupOld, (*checkup).confinedElsewhere,
 }
 
 func newCheckup(ctx context.Context, data string) (*checkup, error) {
@@ -66,6 +69,7 @@ func newCheckup(ctx context.Context, data string) (*checkup, error) {
 	c := &checkup{data: data, set: set, now: time.Now(), disk: freeSpace}
 	c.config, _ = configFile()
 	c.probe = sandbox.Probe(ctx, nil)
+	c.label, c.enforce = securityLabel()
 	var limit syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
 		c.files = limit.Max

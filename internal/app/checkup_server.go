@@ -88,12 +88,16 @@ func (s *Server) checkPeople(ctx context.Context) (all []finding, err error) {
 	return all, nil
 }
 
+// nodeClockOff is how far a node's clock may be from the server's: what it
+// reports may have waited.
+const nodeClockOff = 30 * time.Second
+
 func (s *Server) checkNodes(ctx context.Context) (all []finding, err error) {
 	hosts, err := s.hosts.List(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	var old, below, refused []string
+	var old, below, refused, apart []string
 	for _, h := range hosts {
 		n := s.fleet.Node(h.ID)
 		if n.Refused != "" {
@@ -101,6 +105,9 @@ func (s *Server) checkNodes(ctx context.Context) (all []finding, err error) {
 		}
 		if n.State == fleet.Never || n.State == fleet.Offline {
 			continue
+		}
+		if n.Apart.Abs() > nodeClockOff {
+			apart = append(apart, fmt.Sprintf("%s (%s)", h.Name, n.Apart.Round(time.Second)))
 		}
 		if n.Version != s.c.Version {
 			old = append(old, h.Name)
@@ -111,6 +118,9 @@ func (s *Server) checkNodes(ctx context.Context) (all []finding, err error) {
 	}
 	if len(refused) > 0 {
 		all = append(all, finding{ID: "node-refused", Group: "hosts", Bad: true, What: fmt.Sprintf("%d nodes are too old for this server and are not let in: %s", len(refused), few(refused)), Fix: "install the handrail-node of this server's release there, then start it again"})
+	}
+	if len(apart) > 0 {
+		all = append(all, finding{ID: "node-clock", Group: "hosts", What: fmt.Sprintf("the clocks of %d hosts are not the server's: %s; deadlines hold all the same, times in logs and vouchers do not", len(apart), few(apart)), Fix: "timedatectl   # on those hosts"})
 	}
 	if len(old) > 0 {
 		all = append(all, finding{ID: "node-version", Group: "hosts", What: fmt.Sprintf("%d nodes run another version than this server (%s): %s", len(old), s.c.Version, few(old)), Fix: "upgrade handrail-node there"})

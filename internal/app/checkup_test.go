@@ -103,6 +103,28 @@ func TestEachMisconfigurationIsFoundWithItsNextCommand(t *testing.T) {
 		{"disk-full", true, func(_ *testing.T, c *checkup) {
 			c.disk = func(string) (uint64, error) { return 200 << 20, nil } // what statfs says of a full one
 		}},
+		{"backup-old", false, func(t *testing.T, c *checkup) {
+			if err := place(c.data).noteKeysMade(); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.run(); len(got) > 0 {
+				t.Errorf("a new installation without a backup: %v", ids(got))
+			}
+			c.now = c.now.Add(8 * 24 * time.Hour)
+		}},
+		{"backup-old", false, func(t *testing.T, c *checkup) {
+			if err := noteBackup(place(c.data), backupNote{At: c.now.Add(-6 * 24 * time.Hour)}); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.run(); len(got) > 0 {
+				t.Errorf("a backup of last week: %v", ids(got))
+			}
+			c.now = c.now.Add(2 * 24 * time.Hour)
+		}},
+		{"confined-elsewhere", false, func(_ *testing.T, c *checkup) {
+			c.label, c.enforce = "system_u:system_r:handrail_t:s0", true
+		}},
+		{"confined-elsewhere", false, func(_ *testing.T, c *checkup) { c.label = "/usr/bin/handrail (enforce)" }},
 		{"few-files", false, func(_ *testing.T, c *checkup) { c.files = 1024 }},
 		{"sandbox-floor", false, func(_ *testing.T, c *checkup) { c.probe.Floor = sandbox.Reduced }},
 		{"no-landlock", false, func(_ *testing.T, c *checkup) { c.probe.Landlock = 0 }},

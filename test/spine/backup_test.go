@@ -31,6 +31,9 @@ func TestALostServerIsRestoredAndItsNodeGoesOn(t *testing.T) {
 	}
 	file := filepath.Join(dir, "monday")
 	ada.ok("backup", "--data", i.data, "--passphrase-file", secret, file)
+	if note, err := os.ReadFile(filepath.Join(i.data, "backed-up")); err != nil || !strings.Contains(string(note), `"at"`) {
+		t.Errorf("the doctor is not told of the backup: %s %v", note, err)
+	}
 	for n := range 3 { // the node keeps what comes after the backup
 		if out := ada.ok("ssh", host, "--", "echo after"); out != "after\n" {
 			t.Fatalf("session %d: %q", n, out)

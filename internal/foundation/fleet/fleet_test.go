@@ -420,7 +420,10 @@ func TestFactsAreBoundedAndShown(t *testing.T) {
 		}
 	}
 	send(wire.Facts{V: 1, Full: true, Facts: []wire.Fact{{Name: "os", Value: "Debian"}, {Name: "huge", Value: strings.Repeat("x", 5000)}}})
-	send(wire.Facts{V: 1, Facts: []wire.Fact{{Name: "load1", Value: "0.5"}}})
+	send(wire.Facts{V: 1, At: time.Now().Add(-time.Hour).UnixMicro(), Facts: []wire.Fact{{Name: "load1", Value: "0.5"}}})
+	if apart := b.fleet.Node(hostA).Apart; apart > -time.Hour || apart < -2*time.Hour {
+		t.Errorf("its clock is %s ahead", apart)
+	}
 	got := b.fleet.Node(hostA).Facts
 	if len(got) != 2 || got[0].Name != "load1" || got[1].Value != "Debian" {
 		t.Errorf("facts are %+v", got)

@@ -32,9 +32,10 @@ type Node struct {
 	Missing []string
 	Version string
 	Trial   bool
-	Facts   []Fact // by name
-	Server  string // another one, to which it is connected
-	Refused string // why its node is not let in, since it last was; of this server alone
+	Facts   []Fact        // by name
+	Server  string        // another one, to which it is connected
+	Apart   time.Duration // how far its clock was ahead of ours when it last reported facts
+	Refused string        // why its node is not let in, since it last was; of this server alone
 }
 
 // Fact is one thing that a host said of itself, and when.
@@ -113,6 +114,9 @@ func (f *Fleet) facts(_ context.Context, host string, data []byte) []byte {
 	now := time.Now()
 	f.mu.Lock()
 	n := f.nodeLocked(host)
+	if in.At != 0 {
+		n.Apart = time.UnixMicro(in.At).Sub(now)
+	}
 	byName := map[string]Fact{}
 	if !in.Full {
 		for _, old := range n.Facts {
