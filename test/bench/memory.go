@@ -95,7 +95,7 @@ func hold(w way, n int) (held, error) {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			all[i], errs[i] = newTypist(w)
+			all[i], errs[i] = newTypist(w, typing)
 		})
 	}
 	wg.Wait()

@@ -19,20 +19,23 @@ type typist struct {
 	out    *bufio.Reader
 }
 
-func newTypist(w way) (*typist, error) {
+// typing is a session that says back what it hears.
+const typing = "stty raw -echo; echo typist-is-ready; exec cat"
+
+func newTypist(w way, command string) (*typist, error) {
 	client, err := w.dial()
 	if err != nil {
 		return nil, err
 	}
 	t := &typist{client: client}
-	if err := t.begin(); err != nil {
+	if err := t.begin(command); err != nil {
 		client.Close()
 		return nil, err
 	}
 	return t, nil
 }
 
-func (t *typist) begin() error {
+func (t *typist) begin(command string) error {
 	s, err := t.client.NewSession()
 	if err != nil {
 		return err
@@ -48,7 +51,7 @@ func (t *typist) begin() error {
 		return err
 	}
 	t.out = bufio.NewReader(out)
-	if err := s.Start("stty raw -echo; echo typist-is-ready; exec cat"); err != nil {
+	if err := s.Start(command); err != nil {
 		return err
 	}
 	return until(t.out, "typist-is-ready")
@@ -94,7 +97,7 @@ func (t *typist) key() (time.Duration, error) {
 func (b *bench) keystroke(ctx context.Context) error {
 	var typists [3]*typist
 	for column, w := range b.ways() {
-		t, err := newTypist(w)
+		t, err := newTypist(w, typing)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.name, err)
 		}
