@@ -5,7 +5,7 @@ set -u
 cd "$(dirname "$0")/.."
 declare -A need=(
 	[ssh]=openssh-client [/usr/sbin/sshd]=openssh-server [/usr/lib/openssh/sftp-server]=openssh-sftp-server
-	[rsync]=rsync [git]=git [less]=less [ip]=iproute2 [ps]=procps [chromium]=chromium
+	[rsync]=rsync [git]=git [less]=less [ip]=iproute2 [ps]=procps [sudo]=sudo [chromium]=chromium
 	[/usr/lib/postgresql/15/bin/postgres]=postgresql-15
 	[/usr/sbin/slapd]=slapd [gdb]=gdb [mandoc]=mandoc [systemd-analyze]=systemd [rpmbuild]=rpm [ansible-playbook]=ansible-core [zsh]=zsh [fish]=fish
 )

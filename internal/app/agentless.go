@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,6 +32,16 @@ func (s *Server) newAgentless() *agentless.Reach {
 		Visits:  s.visits(),
 		Changed: func(host string) { s.notices.Publish(notice.Event{Topic: notice.Hosts, ID: host}) },
 	})
+}
+
+// mismatchOf is the page that a host with another key than the pinned one
+// causes, if the entry is of one: somebody may stand between.
+func mismatchOf(e store.Recorded) (notice.Event, bool) {
+	if e.Parsed.Action != agentless.HostMismatched {
+		return notice.Event{}, false
+	}
+	return notice.Event{Topic: notice.Hosts, ID: strings.TrimPrefix(e.Parsed.Target, "host/"), Group: "admin", Urgency: notice.Paged,
+		Text: "a host shows another key than the pinned one: somebody may stand between, or it was set up anew"}, true
 }
 
 // reachable says, early, whether a session on a host can begin at all. Whether

@@ -169,6 +169,9 @@ func watchersMayChange(e store.Recorded) bool {
 func eventsOf(e store.Recorded) []notice.Event {
 	noun, _, _ := strings.Cut(string(e.Parsed.Action), ".")
 	out := []notice.Event{{Topic: notice.Ledger}}
+	if alarm, ok := mismatchOf(e); ok {
+		out = append(out, alarm)
+	}
 	if alarm, ok := alarmOf(e); ok {
 		out = append(out, alarm)
 	}

@@ -94,7 +94,7 @@ func (r *Reach) open(ctx context.Context, h target.Host, spec wire.SessionSpec) 
 // hop is the certificate of this session: nothing but its forced command can be
 // run with it.
 func (s *Stream) hop() keyring.Hop {
-	hop := keyring.Hop{Session: s.spec.ID, Person: s.spec.Person, PTY: s.spec.PTY, ForceCommand: wrapper(s.spec.ID),
+	hop := keyring.Hop{Session: s.spec.ID, Person: s.spec.Person, PTY: s.spec.PTY, ForceCommand: wrapper(s.spec.ID, s.spec.Level),
 		Principals: []string{s.account, s.host.Principal(s.spec.Level)}}
 	if s.spec.Kind == wire.SessionSFTP {
 		hop.ForceCommand = sftpServer

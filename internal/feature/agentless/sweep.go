@@ -31,12 +31,25 @@ const (
 
 // wrapper is the forced command of a session: it runs what was asked for with
 // the session's mark, or sweeps.
-func wrapper(session string) string {
+func wrapper(session, level string) string {
+	guard := ""
+	if level == wire.LevelRead {
+		guard = readGuard
+	}
 	return `exec /bin/sh -c 'c=$SSH_ORIGINAL_COMMAND; unset SSH_ORIGINAL_COMMAND; case "$c" in ` +
-		`"` + sweepWord + ` "*) ` + sweepBody(session) + ` ;; ` +
+		`"` + sweepWord + ` "*) ` + sweepBody(session) + `; exit ;; esac; ` + guard + `case "$c" in ` +
 		`"") exec env ` + mark + session + ` "${SHELL:-/bin/sh}" -l ;; ` +
 		`*) exec env ` + mark + session + ` "${SHELL:-/bin/sh}" -c "$c" ;; esac'`
 }
+
+// readGuard refuses a read session to an account that may use sudo without a
+// password: nothing but the account keeps such a session from writing, and this
+// one would be root. What is root by itself says so. It is the host's own word, for
+// who set the host up without thinking of it, and no wall.
+const readGuard = `if [ "$(id -u)" = 0 ]; then echo "handrail: this read session is root, and nothing on this host keeps it from writing" >&2; ` +
+	`elif command -v sudo >/dev/null 2>&1 && sudo -n -l >/dev/null 2>&1 </dev/null; then ` +
+	`echo "handrail: no read session here: the account $(id -un) may use sudo without a password, so it would be root." >&2; ` +
+	`echo "  next: take that from the account, or give the host a node: handrail host adopt" >&2; exit 126; fi; `
 
 // sweeper is the forced command of a connection that does nothing but sweep.
 func sweeper(session string) string {
