@@ -58,8 +58,8 @@ func runAttack(cmd *cobra.Command) error {
 	} else if err := printJSON(cmd, result); err != nil {
 		return err
 	}
-	if _, unintended := result.Count(); len(unintended) > 0 {
-		return fault.New(fault.Partial, "cannot call this sandbox whole: %d probes got out that should not", len(unintended)).
+	if astray := result.Astray(); len(astray) > 0 {
+		return fault.New(fault.Partial, "cannot call this sandbox what its floor says: %d probes ended otherwise", len(astray)).
 			WithHint("give no shells on this host until it is explained")
 	}
 	return nil

@@ -25,11 +25,14 @@ var rlimits = [...]struct {
 	{unix.RLIMIT_RTPRIO, 0, 0},
 }
 
+// CountsApart says whether the processes in a user namespace are counted for it
+// alone. Before Linux 5.14 the account's processes outside count too, so that a
+// limit could leave a session none.
+func CountsApart() bool { return kernelAtLeast(5, 14) }
+
 func setLimits(trial bool) error {
 	for _, l := range rlimits {
-		// Before Linux 5.14 the account's processes outside count too, and
-		// could leave us none.
-		if trial && l.what == unix.RLIMIT_NPROC && !kernelAtLeast(5, 14) {
+		if trial && l.what == unix.RLIMIT_NPROC && !CountsApart() {
 			continue
 		}
 		var now unix.Rlimit

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,24 @@ func landlockABI() int {
 	}
 	return int(v)
 }
+
+// landlockABI is the kernel's, or an older one that the attack suite plays.
+func (v *view) landlockABI() int {
+	abi := landlockABI()
+	if v.omitted("landlock") {
+		return 0
+	}
+	for n := range abi {
+		if v.omitted(OlderLandlock(n)) {
+			return n
+		}
+	}
+	return abi
+}
+
+// OlderLandlock names, for StartWithout, everything that Landlock's version n
+// did not have yet; 0 is none.
+func OlderLandlock(n int) string { return "landlock after " + strconv.Itoa(n) }
 
 const (
 	landlockRead = unix.LANDLOCK_ACCESS_FS_EXECUTE | unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR

@@ -143,6 +143,9 @@ func (s *stage) confineRead() error {
 	if err := setLimits(v.trial); err != nil {
 		return err
 	}
+	if v.trial && !CountsApart() {
+		v.lack("This kernel counts an account's processes only all together (Linux 5.14): the session's number of them is not limited.")
+	}
 	if err := s.identify(); err != nil {
 		return err
 	}
@@ -194,10 +197,7 @@ func (s *stage) identify() error {
 
 func (s *stage) landlock() error {
 	v := &s.view
-	s.abi = landlockABI()
-	if v.omitted("landlock") {
-		s.abi = 0
-	}
+	s.abi = v.landlockABI()
 	if s.abi == 0 {
 		v.lack("This kernel offers no Landlock (Linux 5.13, security module \"landlock\" switched on): named pipes whose mode allows it can be written.")
 		return nil

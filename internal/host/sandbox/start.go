@@ -62,7 +62,7 @@ func Start(ctx context.Context, spec Spec, o Options) (*Child, error) {
 }
 
 // StartWithout is Start with layers left out ("landlock", "mounts", "seccomp";
-// "mount_setattr" and "landlock scopes" for what older kernels have in their
+// "mount_setattr" and OlderLandlock for what older kernels have in their
 // place), so that the attack suite can show what each one stops. The floor of a
 // read session is then never Full, and nothing but the suite calls it.
 func StartWithout(ctx context.Context, spec Spec, o Options, layers ...string) (*Child, error) {

@@ -100,13 +100,7 @@ func (s *stage) part() error {
 	if v.trial { // it has a pid namespace of its own
 		return nil
 	}
-	s.abi = landlockABI()
-	switch {
-	case v.omitted("landlock"):
-		s.abi = 0
-	case v.omitted("landlock scopes"):
-		s.abi = min(s.abi, abiPart)
-	}
+	s.abi = v.landlockABI()
 	if s.abi < abiPart {
 		v.lack("This kernel's Landlock does not keep write sessions apart (ABI 2, Linux 5.19): another session of account %s could trace and signal this one.", v.spec.User)
 		return nil

@@ -201,7 +201,7 @@ func TestADomainWithoutScopesStopsTracingAndLetsFilesBe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := StartWithout(t.Context(), spec, Options{Stdout: w, Stderr: w}, "landlock scopes")
+	c, err := StartWithout(t.Context(), spec, Options{Stdout: w, Stderr: w}, OlderLandlock(5))
 	w.Close()
 	if err != nil {
 		t.Fatal(err)

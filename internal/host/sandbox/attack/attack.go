@@ -57,6 +57,9 @@ type Result struct {
 	Mode  sandbox.Mode  `json:"mode"`
 	Ready sandbox.Ready `json:"ready"`
 	Rows  []Row         `json:"rows"`
+
+	// OwnCount: the kernel counts the processes of a user namespace apart.
+	OwnCount bool `json:"own_count"`
 }
 
 // Count returns how many probes succeeded in the plain run, and which
@@ -110,7 +113,7 @@ func RunWithout(ctx context.Context, mode sandbox.Mode, layers ...string) (Resul
 			return Result{}, err
 		}
 	}
-	result := Result{Mode: mode, Ready: ready}
+	result := Result{Mode: mode, Ready: ready, OwnCount: sandbox.CountsApart()}
 	for _, p := range probes() {
 		if p.group == sessionGroup && mode != sandbox.RootMode {
 			continue
