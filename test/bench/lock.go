@@ -99,14 +99,14 @@ func (p person) on(host string) way {
 	return way{name: "handrail", dial: func() (*ssh.Client, error) { return ssh.Dial("tcp", p.i.ssh, config) }}
 }
 
-var sessionGroup = regexp.MustCompile(`/handrail/handrail-[0-9a-f]{8}-s-`)
+var sessionGroup = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`/handrail/handrail-[0-9a-f]{8}-s-`) })
 
 // inSessions lists the processes in cgroups of sessions.
 func inSessions() (pids []int) {
 	files, _ := filepath.Glob("/proc/[0-9]*/cgroup")
 	for _, path := range files {
 		text, err := os.ReadFile(path)
-		if err != nil || !sessionGroup.Match(text) {
+		if err != nil || !sessionGroup().Match(text) {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil && alive(pid) {
