@@ -48,9 +48,10 @@ test-sim: ## simulated weeks with 200 hosts, SEEDS of them (default 20), ten hou
 	HANDRAIL_SIM_SEEDS=$${SEEDS:-20} HANDRAIL_SIM_HOURS=$${HOURS:-10} $(GO) test ./test/sim -v -count=1 -timeout 4h
 
 .PHONY: test-faults
-test-faults: ## every role killed at RUNS random points of real work (default 1000), then 10,000 strangers at each port (40 min, root); TALLY=file goes on where it was interrupted
+test-faults: ## every role killed at RUNS random points of real work (default 1000), 10,000 strangers at each port, a slow disk (1.5 h, root); TALLY=file goes on where it was interrupted
 	@bash test/need.sh
-	HANDRAIL_TEST_RUNS=$${RUNS:-1000} HANDRAIL_TEST_TALLY=$(if $(TALLY),$(abspath $(TALLY))) $(GO) test ./test/spine -run 'TestNothingIsLostWhoeverIsKilled|Strangers|TestAnErasureThatIsKilled' -v -count=1 -timeout 24h
+	HANDRAIL_TEST_RUNS=$${RUNS:-1000} HANDRAIL_TEST_TALLY=$(if $(TALLY),$(abspath $(TALLY))) $(GO) test ./test/spine -run 'TestNothingIsLostWhoeverIsKilled|Strangers|TestAnErasureThatIsKilled|TestASlowDisk' -v -count=1 -timeout 24h
+	HANDRAIL_TEST_RUNS=$${RUNS:-1000} $(GO) test ./test/servers -run TestServersAndNodesThatAreKilled -v -count=1 -timeout 24h
 
 .PHONY: race
 race: ## the tests under the race detector (needs a C compiler)

@@ -22,6 +22,9 @@ func (c *Cluster) Crash() {
 	c.end(syscall.SIGKILL)
 }
 
+// Runs says whether the server was started, and neither stopped nor killed.
+func (c *Cluster) Runs() bool { return c.process != nil }
+
 // Journal is the folder that every commit is written to.
 func (c *Cluster) Journal() string { return filepath.Join(c.dir, "data", "pg_wal") }
 

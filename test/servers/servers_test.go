@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"handrail.dev/handrail/internal/host/lab"
 	"handrail.dev/handrail/test/slapd"
 )
 
@@ -19,6 +20,7 @@ type house struct {
 	t              *testing.T
 	a, b           *server
 	ada, ben, cleo person // at a
+	hosts          map[string]*lab.Host
 }
 
 func open(t *testing.T) *house {
@@ -29,14 +31,14 @@ func open(t *testing.T) *house {
 // enter opens the house at its first server; net says in which network a host is.
 func enter(t *testing.T, first *server, net func(host string) string) *house {
 	t.Helper()
-	h := &house{t: t, a: first.start()}
+	h := &house{t: t, a: first.start(), hosts: map[string]*lab.Host{}}
 	h.ada = h.a.first()
 	h.ben, h.cleo = h.ada.add("ben", "operator"), h.ada.add("cleo", "developer")
 	tokens := map[string]string{"web-1": h.ada.invite("web-1"), "web-2": h.ada.invite("web-2")}
 	h.ada.ok("bootstrap", "end")
 	h.b = h.ada.another(t, "b", h.ben).start()
 	for name, token := range tokens {
-		labHost(t, name, token, net(name), h.a.data, h.b.data)
+		h.hosts[name] = labHost(t, name, token, net(name), h.a.data, h.b.data)
 	}
 	until(t, "both hosts to be online at both servers", func() bool {
 		for _, p := range []person{h.ada, h.ada.via(h.b)} {

@@ -275,10 +275,25 @@ func (s *siege) revive() {
 	if strings.Contains(before.errs.String(), "panic:") {
 		s.t.Errorf("somebody panicked:\n%s", before.errs)
 	}
-	next := rise(s.t, exec.Command(binary, s.up...), s.data)
+	next := s.rises()
 	next.page, next.ssh = before.page, before.ssh
 	s.installation, s.fallen = next, false
 	s.restarts = map[string]int{}
+}
+
+// rises starts it again, and again where a machine that does other things did not
+// let the server come up in the time that it has.
+func (s *siege) rises() (next *installation) {
+	s.t.Helper()
+	s.until("a start", func() bool {
+		var err error
+		next, err = tryRise(s.t, exec.Command(binary, s.up...), s.data)
+		if err != nil && !strings.Contains(err.Error(), "did not come up in") {
+			s.t.Fatal(err)
+		}
+		return err == nil
+	})
+	return next
 }
 
 // recovers waits until nothing runs that has no session, and a session opens.

@@ -151,15 +151,25 @@ func upBy(t *testing.T, cmd *exec.Cmd, data string) *installation {
 // rise is upBy without the end.
 func rise(t *testing.T, cmd *exec.Cmd, data string) *installation {
 	t.Helper()
+	i, err := tryRise(t, cmd, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// tryRise is rise of what may give up.
+func tryRise(t *testing.T, cmd *exec.Cmd, data string) (*installation, error) {
+	t.Helper()
 	i := &installation{t: t, data: data, cmd: cmd, out: &lockedBuffer{}, errs: &lockedBuffer{}, done: make(chan struct{})}
 	i.cmd.Stderr = i.errs
 	i.cmd.Env = append(os.Environ(), "HANDRAIL_HOME=")
 	stdout, err := i.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if err := i.cmd.Start(); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	greeted := make(chan struct{})
 	go func() {
@@ -178,12 +188,12 @@ func rise(t *testing.T, cmd *exec.Cmd, data string) *installation {
 	select {
 	case <-greeted:
 	case <-i.done:
-		t.Fatalf("handrail up ended:\n%s%s", i.out, i.errs)
+		return nil, fmt.Errorf("handrail up ended:\n%s%s", i.out, i.errs)
 	case <-time.After(patience):
 		i.stop()
-		t.Fatalf("handrail up did not greet:\n%s%s", i.out, i.errs)
+		return nil, fmt.Errorf("handrail up did not greet:\n%s%s", i.out, i.errs)
 	}
-	return i
+	return i, nil
 }
 
 // hear takes one line of what `up` prints.
