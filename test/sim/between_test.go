@@ -47,6 +47,36 @@ func TestAnApprovalThatACrashTookBackLeavesARequestToRevoke(t *testing.T) {
 	}
 }
 
+// A session ends while the database is away, and it stays away for long: its end
+// is recorded when it is back, without a start.
+func TestWhatEndsWhileTheDatabaseIsAwayIsRecordedWhenItIsBack(t *testing.T) {
+	w := newWorld(t, 1)
+	synctest.Test(t, func(t *testing.T) {
+		s := w.wakes()
+		defer w.sleeps(s)
+		w.found(s, 1)
+		n := w.nodes[0]
+		w.opens(s, w.who("developer", 0), n, wire.LevelRead, time.Hour)
+		if open, err := stillOpen(s); err != nil || len(open) != 1 {
+			t.Fatalf("%d sessions are open (%v)", len(open), err)
+		}
+		w.away.Store(true)
+		for _, r := range n.sessions() {
+			n.end(r, "", 0)
+		}
+		<-time.After(time.Hour)
+		w.away.Store(false)
+		<-time.After(2 * time.Minute)
+		if open, err := stillOpen(s); err != nil || len(open) != 0 {
+			t.Errorf("%d sessions are open for ever (%v)", len(open), err)
+		}
+		w.check(s)
+	})
+	for _, f := range w.failures {
+		t.Error(f)
+	}
+}
+
 // The answer to a lease comes when the warden that asked was killed: the one that
 // came after it never hears of it, asks itself, and gets its own.
 func TestAnAnswerForAWardenThatWasKilledIsNobodys(t *testing.T) {

@@ -163,7 +163,7 @@ func (g signer) Sign(msg []byte) ([]byte, error) {
 }
 
 // seals are the keys of subjects, with a named point. They are also the disk
-// that is slow: each entry waits in the writer, before its commit.
+// that is slow, or away: each entry waits in the writer, before its commit.
 type seals struct {
 	*keyring.Subjects
 	s *server
@@ -172,6 +172,9 @@ type seals struct {
 func (k seals) Seal(subject string, plain, ad []byte) ([]byte, error) {
 	if slow := time.Duration(k.s.w.slow.Load()); slow > 0 {
 		<-time.After(slow)
+	}
+	if k.s.w.away.Load() {
+		return nil, fault.New(fault.Unavailable, "cannot write: the database is away")
 	}
 	k.s.point("sealing")
 	return k.Subjects.Seal(subject, plain, ad)

@@ -44,6 +44,7 @@ type world struct {
 	at    time.Duration // true time when this life began
 	began time.Time     // what the server's clock said then
 	slow  atomic.Int64  // what a commit waits for the disk
+	away  atomic.Bool   // nothing is committed
 
 	nodes []*node
 	byID  map[string]*node

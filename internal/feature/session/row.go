@@ -83,9 +83,10 @@ func (s *Sessions) finish(l *Live, outcome ledger.Outcome, why string, failure e
 		info.RecordingBytes = closed.Digest.Bytes
 	}
 	info.State, info.EndedWhy, info.ExitStatus, info.Ended = StateEnded, why, int64(p.Status), time.Now().UnixMicro()
-	s.record(info.ID+"-closed", func(tx *store.Tx) ([]ledger.Entry, error) {
+	for !s.record(info.ID+"-closed", func(tx *store.Tx) ([]ledger.Entry, error) {
 		return closing(tx, info, outcome, p, last)
-	})
+	}) && !s.ending() { // however long the database is away; a start closes what is left
+	}
 	l.mu.Lock()
 	l.info = info
 	l.mu.Unlock()
@@ -118,14 +119,15 @@ func closing(tx *store.Tx, i Info, outcome ledger.Outcome, p closedPayload, last
 		Object: i.ID, Version: 2, Payload: p}}, last...), nil
 }
 
-// record writes what has happened already. It tries for a minute.
-func (s *Sessions) record(id string, fn func(*store.Tx) ([]ledger.Entry, error)) {
+// record writes what has happened already. It tries for a minute, and says whether
+// it is recorded.
+func (s *Sessions) record(id string, fn func(*store.Tx) ([]ledger.Entry, error)) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		_, err := s.d.Store.Record(ctx, id, fn)
 		if err == nil || fault.KindOf(err) == fault.Conflict {
-			return
+			return true
 		}
 		s.d.Log.Warn("cannot record what has happened; trying again", "id", id, "error", err)
 		t := time.NewTimer(wait)
@@ -133,9 +135,16 @@ func (s *Sessions) record(id string, fn func(*store.Tx) ([]ledger.Entry, error))
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return
+			return false
 		}
 	}
+}
+
+// ending says whether the server is about to end.
+func (s *Sessions) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
 }
 
 // Start closes as lost what a crash of this server left open: recording sealed
