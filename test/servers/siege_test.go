@@ -224,11 +224,19 @@ func (s *siege) answered(into any, args ...string) {
 
 // checks looks for all that was acknowledged since the last run.
 func (s *siege) checks() {
-	var list struct{ Entries []entry }
-	s.answered(&list, "ledger", "list", "--limit", "1000")
 	count := map[entry]int{}
-	for _, e := range list.Entries {
-		count[entry{Action: e.Action, Object: e.Object + e.Session}]++
+	// What ended while the database was away is recorded when it is back.
+	for late, closed := time.Now().Add(patience), false; !closed && time.Now().Before(late); {
+		var list struct{ Entries []entry }
+		s.answered(&list, "ledger", "list", "--limit", "1000")
+		clear(count)
+		for _, e := range list.Entries {
+			count[entry{Action: e.Action, Object: e.Object + e.Session}]++
+		}
+		closed = true
+		for e := range count {
+			closed = closed && (e.Action != "session.opened" || count[entry{Action: "session.closed", Object: e.Object}] > 0)
+		}
 	}
 	for _, a := range s.acked {
 		if n := count[a]; n != 1 {

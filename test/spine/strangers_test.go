@@ -68,42 +68,52 @@ func TestTenThousandStrangersKeepNobodyOut(t *testing.T) {
 	i.needShells()
 	ada := i.first()
 	host := ada.hostname()
-	const all, atOnce, held, sources = 10_000, 50, 10, 8
 	for _, port := range i.ports() {
 		t.Run(port.name, func(t *testing.T) {
 			i.t = t
-			var came, refused atomic.Int64
-			var crowd sync.WaitGroup
-			for n := range atOnce {
-				rnd := rand.New(rand.NewPCG(7, uint64(n)))
-				crowd.Go(func() {
-					var open []net.Conn
-					for came.Add(1) <= all {
-						from := &net.TCPAddr{IP: net.IPv4(127, 9, 9, byte(1+rnd.IntN(sources)))}
-						c, err := (&net.Dialer{LocalAddr: from, Timeout: time.Minute}).Dial("tcp", port.at)
-						if err != nil {
-							refused.Add(1)
-							continue
-						}
-						if open = append(open, c); len(open) > held {
-							open[0].Close()
-							open = open[1:]
-						}
-						port.garbage(c, rnd)
-					}
-					for _, c := range open {
-						c.Close()
-					}
-				})
-			}
-			over := make(chan struct{})
-			go func() { crowd.Wait(); close(over) }()
+			refused, over := port.crowd(8)
 			times := ada.entersMeanwhile(host, over)
-			t.Logf("%d strangers at the %s port, %d were not even let in; meanwhile somebody logged in and opened a session %d times", all, port.name, refused.Load(), times)
+			t.Logf("%d strangers at the %s port, %d were not even let in; meanwhile somebody logged in and opened a session %d times", loudOnes, port.name, refused.Load(), times)
 		})
 	}
 	i.t = t
 	ada.ok("ledger", "verify")
+}
+
+const loudOnes = 10_000
+
+// crowd throws that many connections with garbage at the port, some hundred open
+// at a time, from that many addresses, until over is closed.
+func (s crowded) crowd(sources int) (refused *atomic.Int64, over <-chan struct{}) {
+	const atOnce, held = 50, 10
+	var came atomic.Int64
+	refused = &atomic.Int64{}
+	var crowd sync.WaitGroup
+	for n := range atOnce {
+		rnd := rand.New(rand.NewPCG(7, uint64(n)))
+		crowd.Go(func() {
+			var open []net.Conn
+			for came.Add(1) <= loudOnes {
+				from := &net.TCPAddr{IP: net.IPv4(127, 9, 9, byte(1+rnd.IntN(sources)))}
+				c, err := (&net.Dialer{LocalAddr: from, Timeout: time.Minute}).Dial("tcp", s.at)
+				if err != nil {
+					refused.Add(1)
+					continue
+				}
+				if open = append(open, c); len(open) > held {
+					open[0].Close()
+					open = open[1:]
+				}
+				s.garbage(c, rnd)
+			}
+			for _, c := range open {
+				c.Close()
+			}
+		})
+	}
+	all := make(chan struct{})
+	go func() { crowd.Wait(); close(all) }()
+	return refused, all
 }
 
 // garbage says what makes no sense, at once.
@@ -134,38 +144,47 @@ func TestSlowStrangersKeepNobodyOut(t *testing.T) {
 	i.needShells()
 	ada := i.first()
 	host := ada.hostname()
-	const slow, bytes = 1500, 12
 	for _, port := range i.ports() {
 		t.Run(port.name, func(t *testing.T) {
 			i.t = t
-			var crowd sync.WaitGroup
-			var ended atomic.Int64
-			for range slow {
-				c, err := net.DialTimeout("tcp", port.at, time.Minute)
-				if err != nil {
-					ended.Add(1)
-					continue
-				}
-				crowd.Go(func() {
-					defer c.Close()
-					tick := time.NewTicker(time.Second)
-					defer tick.Stop()
-					for n := range bytes {
-						_ = c.SetWriteDeadline(time.Now().Add(time.Second))
-						if _, err := c.Write([]byte{port.line[n%len(port.line)]}); err != nil {
-							ended.Add(1)
-							return
-						}
-						<-tick.C
-					}
-				})
-			}
-			over := make(chan struct{})
-			go func() { crowd.Wait(); close(over) }()
+			ended, over := port.loris("127.0.0.1")
 			times := ada.entersMeanwhile(host, over)
-			t.Logf("%d slow strangers at the %s port, %d were sent away before their time; meanwhile somebody logged in and opened a session %d times", slow, port.name, ended.Load(), times)
+			t.Logf("%d slow strangers at the %s port, %d were sent away before their time; meanwhile somebody logged in and opened a session %d times", slowOnes, port.name, ended.Load(), times)
 		})
 	}
 	i.t = t
 	ada.ok("ledger", "verify")
+}
+
+const slowOnes = 1500
+
+// loris opens that many connections that say a byte each second, until over is
+// closed.
+func (s crowded) loris(from string) (ended *atomic.Int64, over <-chan struct{}) {
+	const bytes = 12
+	ended = &atomic.Int64{}
+	var crowd sync.WaitGroup
+	for range slowOnes {
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: time.Minute}).Dial("tcp", s.at)
+		if err != nil {
+			ended.Add(1)
+			continue
+		}
+		crowd.Go(func() {
+			defer c.Close()
+			tick := time.NewTicker(time.Second)
+			defer tick.Stop()
+			for n := range bytes {
+				_ = c.SetWriteDeadline(time.Now().Add(time.Second))
+				if _, err := c.Write([]byte{s.line[n%len(s.line)]}); err != nil {
+					ended.Add(1)
+					return
+				}
+				<-tick.C
+			}
+		})
+	}
+	all := make(chan struct{})
+	go func() { crowd.Wait(); close(all) }()
+	return ended, all
 }

@@ -123,7 +123,14 @@ func TestTheServerIsGoneAndComesBack(t *testing.T) {
 			<-time.After(100 * time.Millisecond)
 		}
 	}
+	// Strangers found the entrance too, the slow and the loud, of one address.
+	door := crowded{name: "entrance", at: at, line: "SSH-2.0-slow"}
+	slow, last := door.loris("127.9.9.1")
+	loud, over := door.crowd(1)
 	out, err := ben.offline("web-1", "id -un; hostname; echo in-the-dark").CombinedOutput()
+	<-over
+	<-last
+	t.Logf("%d strangers at the entrance, %d were not even let in; of %d slow ones %d were sent away", loudOnes, loud.Load(), slowOnes, slow.Load())
 	if err != nil || !strings.Contains(string(out), "\nweb-1\nin-the-dark") {
 		t.Fatalf("%v: %s", err, out)
 	}
