@@ -124,7 +124,9 @@ func lay(t *testing.T, rnd *rand.Rand, db *postgres.Cluster, all *tally) *siege 
 	if db != nil {
 		s.up = append(s.up, "--database", db.Database(t))
 	}
-	s.installation = upBy(t, exec.Command(binary, s.up...), filepath.Join(dir, "data"))
+	s.installation = &installation{t: t, data: filepath.Join(dir, "data")}
+	s.installation = s.rises()
+	t.Cleanup(func() { s.t = t; s.stop() })
 	s.needWrites()
 	s.ada = s.first()
 	s.host = s.ada.hostname()
