@@ -1,7 +1,6 @@
 package inspect
 
 import (
-	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -269,10 +268,7 @@ func (s *Inspections) Ask(ctx context.Context, by identity.Principal, w Wanted) 
 		if err != nil {
 			return nil, err
 		}
-		p := engine.Approval(w.Kind)
-		request, entries, err := s.d.Approvals.RequestTx(tx, by, w.Kind, raw, approval.Rule{
-			Needed: p.Needed, Groups: p.Groups, DifferentGroups: p.DifferentGroups, Passkey: p.Passkey, Lapse: time.Duration(p.Lapse),
-		})
+		request, entries, err := s.d.Approvals.RequestTx(tx, by, w.Kind, raw, approval.RuleOf(engine.Approval(w.Kind)))
 		if err != nil {
 			return nil, err
 		}
@@ -302,24 +298,10 @@ type kind struct {
 
 func (k kind) Name() string { return k.name }
 
-func parseTerms(raw []byte) (terms, error) {
-	var t terms
-	d := json.NewDecoder(bytes.NewReader(raw))
-	d.DisallowUnknownFields()
-	err := d.Decode(&t)
-	if again, merr := json.Marshal(t); err == nil && (merr != nil || !bytes.Equal(again, raw)) {
-		err = fault.New(fault.Invalid, "it is not in its one form")
-	}
-	if err != nil {
-		return t, fault.Wrap(fault.Invalid, err, "cannot read the request of a look")
-	}
-	return t, nil
-}
-
 // Describe says what leaves the host, and who can read it.
 func (k kind) Describe(q store.Queryer, raw []byte) (approval.Description, error) {
-	t, err := parseTerms(raw)
-	if err != nil {
+	var t terms
+	if err := approval.Read(k.name, raw, &t); err != nil {
 		return approval.Description{}, err
 	}
 	host, err := k.of().d.Hosts.GetTx(q, t.Host)
@@ -362,8 +344,8 @@ func sizeText(n int64) string {
 
 // Approved lets who asked take it, for a while.
 func (k kind) Approved(tx *store.Tx, a approval.Approval) ([]ledger.Entry, error) {
-	t, err := parseTerms(a.Request)
-	if err != nil {
+	var t terms
+	if err := approval.Read(k.name, a.Request, &t); err != nil {
 		return nil, err
 	}
 	row, err := agreedTx(tx, t.ID)
@@ -470,7 +452,8 @@ func (s *Inspections) shownTx(q store.Queryer, by identity.Principal, r Agreed) 
 	if err != nil {
 		return out, nil // erased with its person
 	}
-	if t, err := parseTerms(request.Request); err == nil {
+	var t terms
+	if approval.Read(r.Kind, request.Request, &t) == nil {
 		out.Terms = ShownTerms{t.Is, t.User, t.Name, t.Why, t.Most}
 	}
 	readers, err := s.readers(q, r)

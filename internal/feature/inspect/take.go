@@ -49,7 +49,7 @@ func (s *Inspections) begin(ctx context.Context, by identity.Principal, id, kind
 	if err != nil {
 		return t, err
 	}
-	if t.terms, err = parseTerms(t.request.Request); err != nil {
+	if err = approval.Read(t.row.Kind, t.request.Request, &t.terms); err != nil {
 		return t, err
 	}
 	t.spec = wire.InspectSpec{ID: store.NewID('n'), Person: by.ID, PersonName: by.Name, Target: t.terms.Target}
