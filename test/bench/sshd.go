@@ -251,7 +251,8 @@ func (p *peers) stop() {
 		_ = d.cmd.Wait()
 	}
 	if p.madeAs != "" {
-		_ = exec.Command("userdel", p.madeAs).Run()
+		// By force: the last session's process may need a moment to end.
+		_ = exec.Command("userdel", "-f", p.madeAs).Run()
 	}
 	if p.madeRun {
 		_ = os.Remove("/run/sshd")
