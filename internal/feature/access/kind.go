@@ -168,10 +168,10 @@ func (r request) cannotContain() []string {
 	}
 	if r.Root || r.Sudo {
 		list = append(list,
-			"root: what leaves through another daemon (at, cron, systemd-run, docker) is detected and recorded, not prevented",
+			"root: what another daemon (at, cron, systemd-run, docker) starts for it outlives it; a job or unit left as a file is recorded, what is asked over a socket alone is not seen",
 			"root: it reads every secret on the host and can stop handrail there; the recording at the gateway and the alarm remain")
 	} else {
-		list = append(list, "what it starts in another daemon (at, cron, systemd user units) outlives the session; it is detected and recorded, not prevented")
+		list = append(list, "what another daemon (at, cron, systemd user units) starts for it outlives the session, and is not looked for")
 	}
 	return list
 }

@@ -2,6 +2,7 @@ package warden
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -144,6 +145,44 @@ func TestWhatRootLeavesOnTheHostIsNamed(t *testing.T) {
 	e := b.event(wire.EventResidue)
 	if e.Session != s.id || !strings.Contains(e.Text, job) {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestWhatADaemonStartsWhenAskedIsNotSeen holds what the approval says: only a
+// change of the files from which daemons start something is noticed.
+func TestWhatADaemonStartsWhenAskedIsNotSeen(t *testing.T) {
+	b := newBench(t)
+	b.start(nil)
+	door := filepath.Join(t.TempDir(), "door")
+	if err := unix.Mkfifo(door, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	started := make(chan *exec.Cmd, 1)
+	go func() { // the daemon
+		defer close(started)
+		if text, err := os.ReadFile(door); err == nil && string(text) == "start it\n" {
+			if cmd := exec.Command("sleep", "98761"); cmd.Start() == nil {
+				started <- cmd
+			}
+		}
+	}()
+	s, _ := b.open(rootSpec("echo start it > " + door))
+	s.ends()
+	cmd := <-started
+	if cmd == nil {
+		t.Fatal("the daemon was not asked")
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	if e := b.event(wire.EventSessionEnded); e.Session != s.id {
+		t.Fatalf("%+v", e)
+	}
+	if err := cmd.Process.Signal(unix.Signal(0)); err != nil {
+		t.Errorf("what the daemon started has ended: %v", err)
+	}
+	for _, e := range b.seen {
+		if e.Kind == wire.EventResidue {
+			t.Errorf("it is noticed after all, so the approval should say so: %+v", e)
+		}
 	}
 }
 
