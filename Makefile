@@ -47,6 +47,11 @@ test-servers: ## several servers over one PostgreSQL, killed and cut off in turn
 test-sim: ## simulated weeks with 200 hosts, SEEDS of them (default 20), ten hours of work a day
 	HANDRAIL_SIM_SEEDS=$${SEEDS:-20} HANDRAIL_SIM_HOURS=$${HOURS:-10} $(GO) test ./test/sim -v -count=1 -timeout 4h
 
+.PHONY: test-kernels
+test-kernels: build ## hosts with other kernels, cgroups and roots, each a real machine: every vmlinuz* in KERNELS, or what apt has (5 min each, root)
+	@bash test/kernels/get.sh $${KERNELS:-$(CURDIR)/bin/kernels}
+	HANDRAIL_TEST_KERNELS=$${KERNELS:-$(CURDIR)/bin/kernels} $(GO) test ./test/kernels -v -count=1 -timeout 3h
+
 .PHONY: test-faults
 test-faults: ## every role killed at RUNS random points of real work (default 1000), 10,000 strangers at each port, a slow disk (1.5 h, root); TALLY=file goes on where it was interrupted
 	@bash test/need.sh
