@@ -1,6 +1,7 @@
 package fleet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,8 +76,11 @@ func (f *Fleet) wayTo(ctx context.Context, p Peer) (net.Conn, error) {
 			}
 			indirect, around = w.err, nil
 		case <-wait.C:
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		case <-ctx.Done(): // a network that swallows packets answers nothing: what is known is said
+			if indirect != nil {
+				return nil, fmt.Errorf("%w; %w", cmp.Or(direct, ctx.Err()), indirect)
+			}
+			return nil, cmp.Or(direct, ctx.Err())
 		}
 		switch {
 		case around == nil && indirect == nil:
