@@ -205,8 +205,14 @@ func (a answer) check(t *testing.T, cgroup string) {
 	if a.Probe.Cgroup != cgroup {
 		t.Errorf("the cgroups are %q, want %q", a.Probe.Cgroup, cgroup)
 	}
+	if cgroup == "" { // what cannot be killed as a whole is not begun
+		if r := a.ran(opened); a.Probe.Mode != sandbox.NoShells || r.Status == 0 {
+			t.Errorf("without cgroups the mode is %s, and %s ended with %d: %s", a.Probe.Mode, opened, r.Status, r.Out)
+		}
+		return
+	}
 	full := a.Probe.Floor == sandbox.Full
-	if full != (a.Probe.Landlock > 0) || full != (len(a.Probe.Missing) == 0) && cgroup != "" {
+	if full != (a.Probe.Landlock > 0) || full != (len(a.Probe.Missing) == 0) {
 		t.Errorf("floor %s with Landlock %d, and %q is missing", a.Probe.Floor, a.Probe.Landlock, a.Probe.Missing)
 	}
 	if r := a.ran(asked); r.Status != 0 || !strings.Contains(r.Out, fmt.Sprintf(`"floor": %q`, a.Probe.Floor)) {

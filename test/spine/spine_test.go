@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
 	_ "handrail.dev/handrail/internal/app" // what the binary is made of, so that a cached result is not an old one
 
 	"handrail.dev/handrail/internal/host/lab"

@@ -70,10 +70,25 @@ func Probe(ctx context.Context, hide []string) Report {
 	r.Mode, r.Floor, r.Notifier, r.Layers = spec.Mode, ready.Floor, ready.Notifier, ready.Layers
 	r.Missing = append(r.Missing, ready.Missing...)
 	if r.Cgroup == "" {
-		r.Missing = append(r.Missing, cgroupAdvice(cgErr))
-	} else {
-		r.Layers = append(r.Layers, Layer{Name: "cgroup", InForce: true, Detail: r.Cgroup})
+		return r.withoutCgroup(cgErr)
 	}
+	r.Layers = append(r.Layers, Layer{Name: "cgroup", InForce: true, Detail: r.Cgroup})
+	return r
+}
+
+// withoutCgroup is what a host gives that cannot make a cgroup: as root no
+// session at all, since none of them could be killed as a whole.
+func (r Report) withoutCgroup(err error) Report {
+	if r.Mode != RootMode {
+		r.Missing = append(r.Missing, cgroupAdvice(err))
+		return r
+	}
+	r.Mode, r.Floor, r.Notifier, r.Layers = NoShells, Brokered, false, nil
+	why := "none is mounted"
+	if err != nil {
+		why = err.Error()
+	}
+	r.Missing = []string{"Shells cannot be given here: without a cgroup a session cannot be killed as a whole (" + why + ")."}
 	return r
 }
 

@@ -1,7 +1,9 @@
 package sandbox
 
 import (
+	"errors"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 )
@@ -20,5 +22,17 @@ func TestProbesAtOnceDoNotMeet(t *testing.T) {
 		if r.Cgroup != reports[0].Cgroup || r.Cgroup == "" || r.Floor == Brokered {
 			t.Errorf("process %d: %+v", os.Getpid(), r)
 		}
+	}
+}
+
+// Root's sessions end with their cgroup: where none can be made there are none.
+func TestAHostWithoutCgroupsGivesRootNoSessions(t *testing.T) {
+	built := Report{Mode: RootMode, Floor: Full, Notifier: true, Layers: []Layer{{Name: "landlock", InForce: true}}}
+	if r := built.withoutCgroup(errors.New("no pids.max")); r.Mode != NoShells || r.Floor != Brokered || len(r.Layers) != 0 || !strings.Contains(strings.Join(r.Missing, ""), "no pids.max") {
+		t.Errorf("%+v", r)
+	}
+	built.Mode = UserNamespaceMode
+	if r := built.withoutCgroup(nil); r.Mode != UserNamespaceMode || r.Floor != Full || len(r.Missing) != 1 {
+		t.Errorf("%+v", r)
 	}
 }

@@ -129,7 +129,7 @@ func (a *API) talk() {
 }
 
 var cannot = []string{
-	"Root can start processes through another daemon (cron, systemd, docker). What leaves that way is detected and recorded, not stopped.",
+	"root: what another daemon (at, cron, systemd-run, docker) starts for it outlives it; a job or unit left as a file is recorded, what is asked over a socket alone is not seen",
 	"What postgres writes to its tables is not undone by handrail.",
 }
 
