@@ -5,10 +5,12 @@ package web
 
 //lint:file-ignore SA4006 This context is only used if a nested component is present.
 
-import "github.com/a-h/templ"
-import templruntime "github.com/a-h/templ/runtime"
+import (
+	"github.com/a-h/templ"
+	templruntime "github.com/a-h/templ/runtime"
 
-import v1 "handrail.dev/handrail/api/handrail/v1"
+	v1 "handrail.dev/handrail/api/handrail/v1"
+)
 
 // hostState is how a host is: its node's state, or how it was last met.
 func hostState(h *v1.Host) templ.Component {

@@ -5,10 +5,12 @@ package web
 
 //lint:file-ignore SA4006 This context is only used if a nested component is present.
 
-import "github.com/a-h/templ"
-import templruntime "github.com/a-h/templ/runtime"
+import (
+	"github.com/a-h/templ"
+	templruntime "github.com/a-h/templ/runtime"
 
-import v1 "handrail.dev/handrail/api/handrail/v1"
+	v1 "handrail.dev/handrail/api/handrail/v1"
+)
 
 // live makes a section follow topics: when one of them changes, the section is
 // fetched again from the page it stands on, and with it the head of the page.

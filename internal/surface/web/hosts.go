@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+
 	v1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/fault"
 )

@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
 	v1 "handrail.dev/handrail/api/handrail/v1"
 	"handrail.dev/handrail/internal/foundation/fault"
 )

@@ -5,13 +5,15 @@ package web
 
 //lint:file-ignore SA4006 This context is only used if a nested component is present.
 
-import "github.com/a-h/templ"
-import templruntime "github.com/a-h/templ/runtime"
-
 import (
 	"fmt"
-	v1 "handrail.dev/handrail/api/handrail/v1"
+
+	"github.com/a-h/templ"
+	templruntime "github.com/a-h/templ/runtime"
+
 	"strings"
+
+	v1 "handrail.dev/handrail/api/handrail/v1"
 )
 
 func inspectPage(f frame, x inspectView) templ.Component {

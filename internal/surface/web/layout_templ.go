@@ -5,13 +5,14 @@ package web
 
 //lint:file-ignore SA4006 This context is only used if a nested component is present.
 
-import "github.com/a-h/templ"
-import templruntime "github.com/a-h/templ/runtime"
-
 import (
-	"handrail.dev/handrail/internal/foundation/fault"
 	"net/url"
 	"strings"
+
+	"github.com/a-h/templ"
+	templruntime "github.com/a-h/templ/runtime"
+
+	"handrail.dev/handrail/internal/foundation/fault"
 )
 
 // layout is what stands around every page.

@@ -5,13 +5,14 @@ package web
 
 //lint:file-ignore SA4006 This context is only used if a nested component is present.
 
-import "github.com/a-h/templ"
-import templruntime "github.com/a-h/templ/runtime"
-
 import (
+	"github.com/a-h/templ"
+	templruntime "github.com/a-h/templ/runtime"
 	"google.golang.org/protobuf/types/known/timestamppb"
-	v1 "handrail.dev/handrail/api/handrail/v1"
+
 	"time"
+
+	v1 "handrail.dev/handrail/api/handrail/v1"
 )
 
 // icons are 16×16 strokes, drawn with the text's colour.

@@ -5,13 +5,14 @@ package web
 
 //lint:file-ignore SA4006 This context is only used if a nested component is present.
 
-import "github.com/a-h/templ"
-import templruntime "github.com/a-h/templ/runtime"
-
 import (
-	v1 "handrail.dev/handrail/api/handrail/v1"
+	"github.com/a-h/templ"
+	templruntime "github.com/a-h/templ/runtime"
+
 	"strconv"
 	"strings"
+
+	v1 "handrail.dev/handrail/api/handrail/v1"
 )
 
 func policyPage(f frame, p *v1.GetPolicyResponse, q question) templ.Component {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+
 	v1 "handrail.dev/handrail/api/handrail/v1"
 )
 

@@ -5,14 +5,15 @@ package web
 
 //lint:file-ignore SA4006 This context is only used if a nested component is present.
 
-import "github.com/a-h/templ"
-import templruntime "github.com/a-h/templ/runtime"
-
 import (
+	"github.com/a-h/templ"
+	templruntime "github.com/a-h/templ/runtime"
 	"google.golang.org/protobuf/types/known/durationpb"
-	v1 "handrail.dev/handrail/api/handrail/v1"
+
 	"strconv"
 	"time"
+
+	v1 "handrail.dev/handrail/api/handrail/v1"
 )
 
 func sessionRows(f frame, sessions []*v1.Session) templ.Component {

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"connectrpc.com/connect"
+
 	"handrail.dev/handrail/api/handrail/v1/handrailv1connect"
 	"handrail.dev/handrail/internal/foundation/fault"
 )

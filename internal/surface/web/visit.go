@@ -197,6 +197,8 @@ var doneWords = map[string]string{
 	"resumed":       "Resumed.",
 	"locked":        "Locked, everywhere, at once.",
 	"locked-agreed": "Locked, everywhere, at once. Grants that they agreed to are still in force: look at them below.",
+	"drained":       "Drained: yours until its time is over.",
+	"undrained":     "Everybody may open sessions here again.",
 	"unlocked":      "Unlocked.",
 	"asked":         "Asked. A second person must approve before it takes effect.",
 	"set":           "Saved.",

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+
 	"handrail.dev/handrail/api/handrail/v1/handrailv1connect"
 )
 
@@ -55,6 +56,7 @@ type site struct {
 	directory handrailv1connect.DirectoriesClient
 	rights    handrailv1connect.RightsClient
 	hosts     handrailv1connect.HostsClient
+	drains    handrailv1connect.DrainsClient
 	sessions  handrailv1connect.SessionsClient
 	grants    handrailv1connect.GrantsClient
 	approvals handrailv1connect.ApprovalsClient
@@ -93,6 +95,7 @@ func New(d Deps) http.Handler {
 	s.directory = handrailv1connect.NewDirectoriesClient(client, base, with)
 	s.rights = handrailv1connect.NewRightsClient(client, base, with)
 	s.hosts = handrailv1connect.NewHostsClient(client, base, with)
+	s.drains = handrailv1connect.NewDrainsClient(client, base, with)
 	s.sessions = handrailv1connect.NewSessionsClient(client, base, with)
 	s.grants = handrailv1connect.NewGrantsClient(client, base, with)
 	s.approvals = handrailv1connect.NewApprovalsClient(client, base, with)
@@ -144,6 +147,7 @@ func (s *site) routes() *http.ServeMux {
 	s.routeVoucherKey(mux)
 	s.routeWebhooks(mux)
 	s.routeBrakes(mux)
+	s.routeDrains(mux)
 	mux.HandleFunc("/", s.page(s.notFound))
 	return mux
 }

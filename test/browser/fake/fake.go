@@ -76,6 +76,7 @@ func (a *API) Handler() http.Handler {
 	with := connect.WithInterceptors(guard{a})
 	mux.Handle(handrailv1connect.NewLoginsHandler(logins{a: a}, with))
 	mux.Handle(handrailv1connect.NewHostsHandler(hosts{a: a}, with))
+	mux.Handle(handrailv1connect.NewDrainsHandler(drains{a: a}, with))
 	mux.Handle(handrailv1connect.NewSessionsHandler(sessions{a: a}, with))
 	mux.Handle(handrailv1connect.NewInspectionsHandler(inspections{a: a}, with))
 	mux.Handle(handrailv1connect.NewGrantsHandler(grants{a: a}, with))
@@ -100,7 +101,7 @@ func (a *API) Serve(pages func(http.RoundTripper, string) http.Handler) *httptes
 	mux := http.NewServeMux()
 	s := httptest.NewServer(mux)
 	api := a.Handler()
-	for _, name := range []string{"Logins", "Hosts", "Inspections", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights", "Servers", "Vouchers", "Webhooks", "Recordings"} {
+	for _, name := range []string{"Logins", "Hosts", "Drains", "Inspections", "Sessions", "Grants", "Approvals", "People", "Policies", "Ledger", "Events", "Provider", "Directories", "Rights", "Servers", "Vouchers", "Webhooks", "Recordings"} {
 		mux.Handle("/handrail.v1."+name+"/", api)
 	}
 	mux.Handle("/v1/", api)
