@@ -236,6 +236,14 @@ func TestASecretIsOnAPageThatNothingKeeps(t *testing.T) {
 	}
 }
 
+// Browsers refuse a pattern with an escape that it does not need (ECMAScript, flag
+// v): then the field would take anything.
+func TestThePatternOfANameHasNoEscapeThatBrowsersRefuse(t *testing.T) {
+	if _, body := open(t, fake.Busy, "ada").get("/hosts/web-1"); !strings.Contains(body, `pattern="web-1"`) {
+		t.Error("the name is not asked for as it is")
+	}
+}
+
 func TestBreakGlassAsksForTheNameTyped(t *testing.T) {
 	b := open(t, fake.Busy, "ada")
 	resp, body := b.post("/hosts/db-1/break-glass", url.Values{"reason": {"fire"}, "sure": {"db-2"}})

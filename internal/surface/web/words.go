@@ -269,10 +269,10 @@ func accountOf(g *v1.Grant) string {
 	return who
 }
 
-// quoteRegexp makes a pattern attribute that matches a name and nothing else.
-func quoteRegexp(s string) string {
-	return strings.NewReplacer(".", `\.`, "-", `\-`).Replace(s)
-}
+// quoteRegexp makes a pattern attribute that matches a name and nothing else. A
+// dash stays as it is: browsers read patterns with the flag v, under which an
+// escape that is not needed is an error, and the field takes anything.
+func quoteRegexp(s string) string { return strings.ReplaceAll(s, ".", `\.`) }
 
 func textOr(s, otherwise string) string {
 	if s == "" {
