@@ -37,14 +37,26 @@ var errLate = errors.New("the pause would have been longer than its limit")
 // on a thread of its own: were this process killed in the middle, the kernel
 // lets the target go on (PTRACE_SEIZE, without PTRACE_O_EXITKILL).
 func hold(pid int, limit time.Duration, within func(*held) error) (pause time.Duration, err error) {
+	onThreadThatEnds(func() { pause, err = holdHere(pid, limit, within) })
+	return pause, err
+}
+
+// onThreadThatEnds runs f on a thread that ends with it, and with the thread every
+// hold: threads that did not stop in time are let go, and what died meanwhile can
+// be reaped by its parent. The first thread of a program never ends.
+func onThreadThatEnds(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with this function, and with it every hold
-		pause, err = holdHere(pid, limit, within)
+		runtime.LockOSThread() // never unlocked, so that the runtime ends the thread
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		onThreadThatEnds(f) // while this one keeps the first thread to itself
+		runtime.UnlockOSThread()
 	}()
 	<-done
-	return pause, err
 }
 
 func holdHere(pid int, limit time.Duration, within func(*held) error) (pause time.Duration, err error) {
