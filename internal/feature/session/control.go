@@ -194,7 +194,7 @@ func (s *Sessions) EndByPerson(ctx context.Context, person string, epoch int64, 
 	}
 	all := s.all(func(i Info) bool { return i.Person == person })
 	done := make(chan struct{})
-	met := 0 // by the nodes, those of other homes too
+	met := map[string]int{} // by each node that answered, sessions of other homes too
 	go func() {
 		defer close(done)
 		answers, err := s.d.Nodes.Brake(ctx, wire.Brake{V: 1, ID: brakeID(), Kind: wire.BrakeLockPerson, Node: wire.EveryNode,
@@ -203,21 +203,51 @@ func (s *Sessions) EndByPerson(ctx context.Context, person string, epoch int64, 
 			s.d.Log.Warn("cannot tell every node about a lock", "person", person, "error", err)
 		}
 		for _, a := range answers {
-			met += a.Sessions
+			if a.Error == "" {
+				met[a.Node] += a.Sessions
+			}
 		}
 	}()
 	n := 0
 	for _, l := range all {
-		if l.end(WhyLocked, reason) { // a lock brakes twice, and counts once
+		if l.endBy(WhyLocked, reason, func() { l.brakeUnless(done, met) }) { // a lock brakes twice, and counts once
 			n++
 		}
 	}
 	s.sendOutPerson(person, endingText(WhyLocked, reason))
 	<-done
 	if away := len(s.elsewhere(func(i Info) bool { return i.Person == person })); away > 0 {
-		n += min(away, max(met-n, 0)) // what a node says counts no more than what rows say
+		all := 0
+		for _, sessions := range met {
+			all += sessions
+		}
+		n += min(away, max(all-n, 0)) // what a node says counts no more than what rows say
 	}
 	return n
+}
+
+// answersSoon is how long each session's own brake waits for the answers to one
+// that all nodes got: fifty more, each checked by a node, would take the processors
+// from those that kill.
+const answersSoon = 250 * time.Millisecond
+
+// brakeUnless brakes the session unless its node has answered a brake that meets
+// it. done is closed when all answers that come are in met.
+func (l *Live) brakeUnless(done <-chan struct{}, met map[string]int) {
+	late := time.NewTimer(answersSoon)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
+	}
+	select {
+	case <-done:
+		if met[l.fixed.Host] > 0 {
+			return
+		}
+	default: // nobody knows yet
+	}
+	l.brake(wire.BrakeStopSession, WhyLocked)
 }
 
 // Shorten makes every session of a grant end no later than that; the keepers

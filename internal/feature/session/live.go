@@ -222,6 +222,11 @@ func (l *Live) record(kind recording.Kind, by string, data []byte) error {
 // says, or its silence, decides how it is recorded. It says whether this call
 // was the one.
 func (l *Live) end(why, text string) bool {
+	return l.endBy(why, text, func() { l.brake(wire.BrakeStopSession, why) })
+}
+
+// endBy is end, with what ends it on its node.
+func (l *Live) endBy(why, text string, brake func()) bool {
 	l.mu.Lock()
 	if l.why != "" || l.exit != nil {
 		l.mu.Unlock()
@@ -241,7 +246,7 @@ func (l *Live) end(why, text string) bool {
 	if why == WhyHangup && owner != nil {
 		owner.Abort()
 	}
-	go l.brake(wire.BrakeStopSession, why)
+	go brake()
 	l.later(l.s.b.EndGrace, func() {
 		_ = stream.Close()
 		if owner != nil {

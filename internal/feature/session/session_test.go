@@ -133,6 +133,33 @@ func TestALockThatComesWhileASessionStartsWins(t *testing.T) {
 	eventually(t, "nothing is live", func() bool { return w.sessions.CountLive() == 0 })
 }
 
+// What one brake to all nodes has killed is not braked once more, session by
+// session: the nodes have better to do in that moment.
+func TestALockBrakesOnlyThoseByThemselvesWhoseNodeDidNotAnswer(t *testing.T) {
+	for what, answers := range map[string]bool{"the node answers": true, "it does not": false} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t, recording.Deps{}, session.Bounds{})
+			ada := w.person("ada")
+			l, _, _ := w.open(ada, session.OpenRequest{})
+			w.nodes.mu.Lock()
+			if w.nodes.obeys = !answers; answers {
+				w.nodes.meets = w.host.ID
+			}
+			w.nodes.mu.Unlock()
+			if n := w.sessions.EndByPerson(ctx, ada.ID, 2, "left"); n != 1 {
+				t.Errorf("%d sessions", n)
+			}
+			<-l.Done()
+			if _, why, _ := l.Result(); why != session.WhyLocked {
+				t.Errorf("it ended because %s", why)
+			}
+			if w.nodes.braked(wire.BrakeStopSession) == answers {
+				t.Errorf("brakes: %+v", w.nodes.brakes)
+			}
+		})
+	}
+}
+
 func TestARecorderThatCannotWriteEndsTheSessionLoudly(t *testing.T) {
 	full := make(chan struct{})
 	w := newWorld(t, recording.Deps{Bounds: recording.Bounds{Patience: time.Millisecond}, OpenFile: func(path string) (recording.File, error) {

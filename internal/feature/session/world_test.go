@@ -110,6 +110,7 @@ type nodes struct {
 	err     error
 	started func() // called while a session starts
 	obeys   bool   // a stop brake makes the session exit
+	meets   string // the host whose node kills by a lock's brake, and says so
 }
 
 func order(pass doorway.Pass) wire.OrderPayload {
@@ -147,10 +148,14 @@ func (n *nodes) Brake(_ context.Context, b wire.Brake) ([]wire.BrakeAnswer, erro
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.brakes = append(n.brakes, b)
-	if n.obeys && b.Kind == wire.BrakeStopSession {
+	met := n.meets != "" && b.Kind == wire.BrakeLockPerson
+	if n.obeys && b.Kind == wire.BrakeStopSession || met {
 		for _, s := range n.scripts {
 			s.exits(wire.Exit{Status: 137, Signal: "KILL", Why: "stopped"})
 		}
+	}
+	if met {
+		return []wire.BrakeAnswer{{V: 1, ID: b.ID, Node: n.meets, Sessions: len(n.scripts)}}, nil
 	}
 	return nil, nil
 }
