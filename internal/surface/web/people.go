@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"net/http"
 	"slices"
 
@@ -82,7 +83,9 @@ func (s *site) lockPerson(v *visit) error {
 // stillAgreed says whether a grant is in force that this person agreed to: a
 // lock does not end it, so whoever locks is shown the grants.
 func (s *site) stillAgreed(v *visit, person string) bool {
-	got, err := s.grants.List(v.ctx, &v1.ListGrantsRequest{OpenOnly: true})
+	ctx, cancel := context.WithTimeout(v.ctx, pagePatience)
+	defer cancel()
+	got, err := s.grants.List(ctx, &v1.ListGrantsRequest{OpenOnly: true})
 	return err == nil && slices.ContainsFunc(got.Grants, func(g *v1.Grant) bool {
 		return (g.State == "active" || g.State == "paused") && slices.ContainsFunc(g.Decisions, func(d *v1.Decision) bool {
 			return d.Person == person && d.Verdict == "approved" && d.Void == ""
