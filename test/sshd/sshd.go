@@ -68,7 +68,7 @@ func Need(t testing.TB) {
 // with the test, whatever runs as it too.
 func Account(t testing.TB, prefix string) string {
 	t.Helper()
-	name := prefix + "-" + strconv.Itoa(os.Getpid())
+	name := prefix + "-" + strings.ToLower(rand.Text()[:8]) // whatever a killed test left on this machine
 	home := filepath.Join(t.TempDir(), "home")
 	for dir := filepath.Dir(home); dir != "/" && dir != "/tmp"; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -91,7 +91,7 @@ func Account(t testing.TB, prefix string) string {
 // administrator may let us in. What runs as it is not ended: it is root's.
 func RootAccount(t testing.TB, prefix string) string {
 	t.Helper()
-	name := prefix + "-" + strconv.Itoa(os.Getpid())
+	name := prefix + "-" + strings.ToLower(rand.Text()[:8]) // whatever a killed test left on this machine
 	home := filepath.Join(t.TempDir(), "home")
 	if out, err := exec.Command("useradd", "-m", "-o", "-u", "0", "-d", home, "-s", "/bin/bash", "-p", "*", name).CombinedOutput(); err != nil {
 		t.Fatalf("useradd: %v\n%s", err, out)
