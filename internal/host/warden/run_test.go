@@ -650,13 +650,17 @@ func TestSFTPRunsInsideTheSandboxAndCannotWrite(t *testing.T) {
 func TestAKeeperThatDiedWhileItWaitedCostsNoSession(t *testing.T) {
 	b := newBench(t)
 	b.start(nil)
-	s, _ := b.open(execSpec("true"))
-	s.ends()
-	b.eventually("one keeper waits", func() bool { return len(keepers(os.Getpid())) == 1 })
-	for _, pid := range keepers(os.Getpid()) {
-		_ = unix.Kill(pid, unix.SIGKILL)
-	}
-	b.eventually("it is dead", func() bool { return len(keepers(os.Getpid())) == 0 })
+	s, _ := b.open(execSpec("exec sleep 1000"))
+	b.eventually("a keeper waits beside that of the session", func() bool { return len(keepers(os.Getpid())) == 2 })
+	s.conn.Close()
+	<-s.done
+	b.eventually("the one that waits is alone", func() bool { return len(keepers(os.Getpid())) == 1 })
+	waiting := keepers(os.Getpid())[0]
+	_ = unix.Kill(waiting, unix.SIGKILL)
+	b.eventually("it is dead, its sockets closed", func() bool {
+		stat, _ := os.ReadFile("/proc/" + strconv.Itoa(waiting) + "/status")
+		return strings.Contains(string(stat), "\nState:\tZ") && strings.Contains(string(stat), "\nThreads:\t1\n") // its other threads hold them, too
+	})
 	s, _ = b.open(execSpec("echo still here"))
 	s.sees("still here")
 }
