@@ -75,22 +75,23 @@ func (t *tool) grantTable(grants []*v1.Grant) *table {
 	return tb
 }
 
+// standing are the approvals of a grant that count.
+func standing(g *v1.Grant) []*v1.Decision {
+	return slices.DeleteFunc(slices.Clone(g.Decisions), func(d *v1.Decision) bool { return d.Verdict != "approved" || d.Void != "" })
+}
+
 // agreed is who agreed to a grant.
 func agreed(g *v1.Grant) string {
 	var names []string
-	for _, d := range g.Decisions {
-		if d.Verdict == "approved" && d.Void == "" {
-			names = append(names, d.PersonName)
-		}
+	for _, d := range standing(g) {
+		names = append(names, d.PersonName)
 	}
 	return strings.Join(names, ", ")
 }
 
 // agreedBy says whether a person, by id or name, agreed to a grant.
 func agreedBy(g *v1.Grant, person string) bool {
-	return slices.ContainsFunc(g.Decisions, func(d *v1.Decision) bool {
-		return d.Verdict == "approved" && d.Void == "" && (d.Person == person || d.PersonName == person)
-	})
+	return slices.ContainsFunc(standing(g), func(d *v1.Decision) bool { return d.Person == person || d.PersonName == person })
 }
 
 // onWordOf are the grants in force that somebody who is locked now agreed to:
