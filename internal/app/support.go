@@ -85,7 +85,7 @@ same in each bundle of this installation. What mark stands for whom stays here,
 unless --names writes it down. Look into the file before you send it. Where no
 server answers, what can be had without it is written.`,
 		Example: `  sudo handrail support bundle /tmp/handrail.tar.gz                        # what can be sent
-  sudo handrail support bundle --names /root/marks.txt /tmp/handrail.tar.gz   # and, for you, whose marks they are`,
+  sudo handrail support bundle --names marks.txt /tmp/handrail.tar.gz      # and, for you, whose marks they are`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, err := dataFolder(data)
