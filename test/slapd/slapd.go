@@ -228,16 +228,6 @@ func (s *Server) Delete(dn string) {
 	s.Do(func(c *ldap.Conn) error { return c.Del(ldap.NewDelRequest(dn, nil)) })
 }
 
-// Join puts a member into a group; Leave takes one out.
-func (s *Server) Join(group, member string) {
-	s.t.Helper()
-	s.Do(func(c *ldap.Conn) error {
-		r := ldap.NewModifyRequest(Group(group), nil)
-		r.Add("member", []string{member})
-		return c.Modify(r)
-	})
-}
-
 // Leave takes a member out of a group.
 func (s *Server) Leave(group, member string) {
 	s.t.Helper()

@@ -8,7 +8,6 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -64,11 +63,14 @@ func Need(t testing.TB) {
 	}
 }
 
+// accountName is a new one, whatever a killed test left on this machine.
+func accountName(prefix string) string { return prefix + "-" + strings.ToLower(rand.Text()[:8]) }
+
 // Account makes an account for the test and returns its name; it is removed
 // with the test, whatever runs as it too.
 func Account(t testing.TB, prefix string) string {
 	t.Helper()
-	name := prefix + "-" + strings.ToLower(rand.Text()[:8]) // whatever a killed test left on this machine
+	name := accountName(prefix)
 	home := filepath.Join(t.TempDir(), "home")
 	for dir := filepath.Dir(home); dir != "/" && dir != "/tmp"; dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -91,7 +93,7 @@ func Account(t testing.TB, prefix string) string {
 // administrator may let us in. What runs as it is not ended: it is root's.
 func RootAccount(t testing.TB, prefix string) string {
 	t.Helper()
-	name := prefix + "-" + strings.ToLower(rand.Text()[:8]) // whatever a killed test left on this machine
+	name := accountName(prefix)
 	home := filepath.Join(t.TempDir(), "home")
 	if out, err := exec.Command("useradd", "-m", "-o", "-u", "0", "-d", home, "-s", "/bin/bash", "-p", "*", name).CombinedOutput(); err != nil {
 		t.Fatalf("useradd: %v\n%s", err, out)
@@ -246,12 +248,3 @@ func (s *Server) Stop() {
 
 // Log is what it said.
 func (s *Server) Log() string { return s.log.String() }
-
-// Port is its port.
-func (s *Server) Port() string {
-	_, port, err := net.SplitHostPort(s.Address)
-	if err != nil {
-		panic(fmt.Sprintf("sshd: %v", err))
-	}
-	return port
-}

@@ -23,7 +23,6 @@ import (
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/sshgate"
 	"handrail.dev/handrail/internal/foundation/doorway"
-	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
@@ -240,17 +239,6 @@ func (w *world) entries(action ledger.Action) []ledger.Recorded {
 	return must(w.store.Entries(context.Background(), store.EntryQuery{Action: string(action), Limit: 1000}))
 }
 
-// closed waits for the closing entry of a session.
-func (w *world) closed(id string) session.Info {
-	w.t.Helper()
-	var i session.Info
-	eventually(w.t, "session "+id+" is closed", func() bool {
-		i = must(w.sessions.Get(context.Background(), id))
-		return i.State == session.StateEnded && len(w.entries(session.Closed)) > 0
-	})
-	return i
-}
-
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -299,5 +287,3 @@ func (c *client) open(req session.OpenRequest) (*session.Live, *owner) {
 	fatal(c.w.t, l.Own(o))
 	return l, o
 }
-
-func kindOf(err error) fault.Kind { return fault.KindOf(err) }

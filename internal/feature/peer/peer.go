@@ -360,12 +360,6 @@ func ListTx(q store.Queryer) (wire.Servers, error) {
 	return out, err
 }
 
-// ServesTx says whether a server is one of us, in the deciding transaction.
-func ServesTx(q store.Queryer, id string) (bool, error) {
-	n, err := store.One[int64](q, `SELECT COUNT(*) FROM servers WHERE id = $1 AND (state = $2 OR state = $3)`, id, StateActive, StateDraining)
-	return n == 1, err
-}
-
 // CheckID refuses what is no server's id.
 func (s Server) CheckID() error {
 	if !wire.ValidID('v', s.ID) {

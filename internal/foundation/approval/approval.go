@@ -12,7 +12,6 @@ package approval
 
 import (
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -477,6 +476,3 @@ func (a Approval) Authority() wire.Authority {
 	}
 	return out
 }
-
-// HashText is a hash as people compare it.
-func HashText(hash []byte) string { return hex.EncodeToString(hash) }

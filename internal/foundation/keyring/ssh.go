@@ -44,11 +44,6 @@ func (r *Ring) SignSSHUser(key ssh.PublicKey, personID, deviceID string, validFo
 	return cert, nil
 }
 
-// IssuedAt is when SignSSHUser made the certificate, to the second.
-func IssuedAt(cert *ssh.Certificate) time.Time {
-	return time.Unix(int64(cert.ValidAfter), 0).Add(skew)
-}
-
 // IsSSHUserAuthority says whether key is an authority for people's keys that
 // counts now.
 func (r *Ring) IsSSHUserAuthority(key ssh.PublicKey) bool {

@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -432,6 +431,3 @@ func (c *Cgroup) Layout() string { return c.layout }
 
 // Path is the folder that names the session's processes.
 func (c *Cgroup) Path() string { return c.any() }
-
-// String is for logs.
-func (c *Cgroup) String() string { return fmt.Sprintf("%s (%s)", c.any(), c.layout) }
