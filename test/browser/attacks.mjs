@@ -1,15 +1,17 @@
 // Attacks on who looks: text that others choose, programs in a terminal, and
 // pages of other sites. Each is tried in the browser.
-export async function attacks({ plan, visitor, check, pages }) {
-  await texts(plan, visitor, check, pages);
-  await asking(plan, visitor, check);
-  await frames(plan, visitor, check);
+import { check, fits, plan } from "./browser.mjs";
+
+export async function attacks({ visitor, pages }) {
+  await texts(visitor, pages);
+  await asking(visitor);
+  await frames(visitor);
 }
 
 // What is made not to be seen must be shown as a number instead.
 const unseen = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\p{Cf}]/u;
 
-async function texts(plan, visitor, check, pages) {
+async function texts(visitor, pages) {
   const page = await visitor(plan.hostile, "p-7k3f9q2m", { viewport: { width: 390, height: 800 } });
   const strangers = () => page.evaluate(() => ({
     ran: "pwned" in window,
@@ -31,8 +33,7 @@ async function texts(plan, visitor, check, pages) {
     page.problems.length = 0;
     await page.goto(at[path] ?? path, { waitUntil: "load" });
     await harmless("hostile " + name);
-    const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-    check(over <= 0, `hostile ${name} is ${over} px too wide`);
+    await fits(page, `hostile ${name}`);
     const bad = page.problems.filter((p) => !/status of 404/.test(p));
     check(bad.length === 0, `hostile ${name}: the console is quiet`, bad.join("\n      "));
   }
@@ -41,15 +42,14 @@ async function texts(plan, visitor, check, pages) {
     await page.locator("input[name=target]").press("Enter");
     await page.locator(".look").waitFor();
     await harmless("hostile inspect " + what);
-    const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-    check(over <= 0, `hostile inspect ${what} is ${over} px too wide`);
+    await fits(page, `hostile inspect ${what}`);
   }
   await page.goto("/sessions/search");
   await page.getByRole("searchbox", { name: "Words" }).fill("checkout");
   await page.keyboard.press("Enter");
   await page.locator(".found-lines mark").first().waitFor();
   await harmless("hostile search");
-  check((await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth)) <= 0, "hostile search is not wider than its window");
+  await fits(page, "hostile search");
   await page.goto("/approvals/a-6y1u8i4o");
   check((await page.locator("main").textContent()).includes("⟨U+202E⟩txt.exe⟨U+200B⟩"), "an approver sees what was made not to be seen");
   for (const typed of ["?q=" + encodeURIComponent('"><img src=x onerror=window.pwned=1>\u202e'), "?action=" + encodeURIComponent('"><script>window.pwned=1</script>')]) {
@@ -78,7 +78,7 @@ const shown = (page, text) => page.waitForFunction((want) => {
 
 // asking has a program ask the terminal of somebody who joined for answers: they
 // would be keys in that person's name. It also tells it what it must not do.
-async function asking(plan, visitor, check) {
+async function asking(visitor) {
   const page = await visitor(plan.hostile, "p-7k3f9q2m");
   const sent = [];
   page.on("websocket", (socket) => socket.on("framesent", ({ payload }) => payload[0] === 0x0a && sent.push(payload.subarray(2).toString())));
@@ -115,7 +115,7 @@ async function asking(plan, visitor, check) {
 }
 
 // frames has another site put a page into a frame, and send its forms.
-async function frames(plan, visitor, check) {
+async function frames(visitor) {
   const page = await visitor(plan.hostile, "p-7k3f9q2m");
   const evil = plan.hostile.replace("localhost", "127.0.0.1"); // another site to a browser
   await page.route(evil + "/evil", (route) => route.fulfill({ contentType: "text/html", body: `<iframe src="${plan.hostile}/approvals/a-6y1u8i4o"></iframe><form method=post action="${plan.hostile}/people/p-2m4x8c1d/lock"><input name=reason value=x><button>go</button></form>` }));

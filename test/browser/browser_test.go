@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,12 @@ func TestPagesWorkInARealBrowser(t *testing.T) {
 	browser := chromium()
 	need(t, browser != "", "Chromium")
 
+	drivers, _ := filepath.Glob("*.mjs") // so that go test runs this again when one changes
+	for _, driver := range drivers {
+		if _, err := os.Stat(driver); err != nil {
+			t.Fatal(err)
+		}
+	}
 	plan, err := json.Marshal(map[string]string{
 		"chromium": browser,
 		"busy":     serve(t, fake.Busy), "fresh": serve(t, fake.Fresh), "noShells": serve(t, fake.NoShells), "flows": serve(t, fake.Busy), "hostile": serve(t, fake.Hostile), "frozen": serve(t, fake.Frozen),

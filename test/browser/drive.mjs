@@ -1,37 +1,18 @@
 // Drives the pages in Chromium. Prints one line a check; exits 1 when one fails.
-import { createRequire } from "node:module";
-import { mkdirSync, readFileSync } from "node:fs";
-import { chromium } from "playwright-core";
+import { mkdirSync } from "node:fs";
 import { attacks } from "./attacks.mjs";
+import { audit, browser, check, end, everything, fits, listen, looks, plan, seconds, seen } from "./browser.mjs";
 import { flows } from "./flows.mjs";
 
-const plan = JSON.parse(process.argv[2]);
 const only = process.env.ONLY ?? "";
-const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 mkdirSync("shots", { recursive: true });
 
-let failed = 0;
-const started = Date.now();
-const seconds = () => ((Date.now() - started) / 1000).toFixed(1);
-export function check(ok, what, more = "") {
-  if (!ok) failed++;
-  if (!ok || process.env.VERBOSE) console.log((ok ? "ok    " : "FAIL  ") + what + (more ? "\n      " + more : ""));
-}
-
-const browser = await chromium.launch({
-  executablePath: plan.chromium,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-});
-
-// visit opens a context as a person, and fails on any console error: among
-// them each breach of the content security policy.
+// visitor opens a context as a person.
 async function visitor(base, person, options = {}) {
   const context = await browser.newContext({ baseURL: base, reducedMotion: "reduce", ...options });
   if (person) await context.addCookies([{ name: "handrail_login", value: plan.tokenPrefix + person, url: base, httpOnly: true, sameSite: "Strict" }]);
   const page = await context.newPage();
-  page.problems = [];
-  page.on("console", (m) => ["error", "warning"].includes(m.type()) && page.problems.push(m.text()));
-  page.on("pageerror", (e) => page.problems.push(String(e)));
+  listen(page);
   return page;
 }
 
@@ -97,16 +78,7 @@ const pages = [
 ];
 // What people see, and what depends on it alone: colours. In the dark the same
 // document has other colours and nothing else, so only those are looked at anew.
-const everything = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
 const colours = { type: "rule", values: ["color-contrast", "link-in-text-block"] };
-
-async function audit(page, name, runOnly = everything) {
-  if (!(await page.evaluate(() => "axe" in window))) await page.evaluate(axe);
-  const found = await page.evaluate((runOnly) => axe.run(document, { runOnly, resultTypes: ["violations"] }), runOnly);
-  for (const v of found.violations) check(false, `${name}: axe ${v.id}: ${v.help}`, v.nodes.slice(0, 4).map((n) => n.target.join(" ") + " :: " + (n.any[0]?.message ?? n.failureSummary)).join("\n      "));
-  audits++;
-  violations += found.violations.length;
-}
 
 // look loads a page once, and looks at it wide and narrow, in light and dark.
 async function look(page, [name, where, , path]) {
@@ -115,24 +87,21 @@ async function look(page, [name, where, , path]) {
   await page.setViewportSize({ width: 1280, height: 860 });
   await page.goto(path, { waitUntil: "load" });
   if (name === "session-live") await page.waitForFunction(() => document.querySelector("term-view")?.term?.buffer.active.getLine(0)?.translateToString().includes("PRODUCTION"));
-  const over = () => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
   for (const [look, colorScheme, width, height] of looks) {
     await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
     await page.setViewportSize({ width, height });
     await audit(page, `${name} ${look}`, colorScheme === "light" ? everything : colours);
-    check((await over()) <= 0, `${name} ${look} is not wider than its window`);
+    await fits(page, `${name} ${look}`);
     if (process.env.SHOTS) await page.screenshot({ path: `shots/${name}-${look}.png`, fullPage: true });
   }
   await page.setViewportSize({ width: 360, height: 740 });
-  const wide = await over();
-  check(wide <= 0, `${name} at 360 px is ${wide} px too wide`);
+  await fits(page, `${name} at 360 px`);
   const asked = where === "frozen" ? /status of 503/ : name === "voucher-key-none" ? /status of 400/ : /nowhere|nobody|none|grants/.test(path) ? /status of 404/ : null;
   const bad = page.problems.filter((p) => !asked?.test(p));
   check(bad.length === 0, `${name}: the console is quiet`, bad.join("\n      "));
 }
 
-const looks = [["wide-light", "light", 1280, 860], ["wide-dark", "dark", 1280, 860], ["narrow-dark", "dark", 390, 800], ["narrow-light", "light", 390, 800]];
-let audits = 0, violations = 0, looked = 0;
+let looked = 0;
 
 // Two people look at a time: while one page computes, the other loads.
 const todo = pages.filter(([name]) => name.includes(only));
@@ -141,11 +110,9 @@ await Promise.all([0, 1].map(async () => {
   for (let next; (next = todo.shift()); looked++) await look((visitors[next[1] + next[2]] ??= await visitor(plan[next[1]], next[2])), next);
   for (const page of Object.values(visitors)) await page.context().close();
 }));
-console.log(`${looked} pages looked at ${audits} times with axe, ${violations} violations, in ${seconds()} s`);
+console.log(`${looked} pages looked at ${seen.audits} times with axe, ${seen.violations} violations, in ${seconds()} s`);
 
-if (!only || only === "attacks") await attacks({ plan, visitor, check, pages });
-if (!only || only === "flows") await flows({ plan, visitor, check, audit, look: { viewport: { width: 1280, height: 860 } } });
+if (!only || only === "attacks") await attacks({ visitor, pages });
+if (!only || only === "flows") await flows({ visitor, look: { viewport: { width: 1280, height: 860 } } });
 console.log(`all of it took ${seconds()} s`);
-await browser.close();
-if (failed) console.log(`${failed} checks failed`);
-process.exit(failed ? 1 : 0);
+await end();

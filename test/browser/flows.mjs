@@ -1,8 +1,9 @@
 // The main flows, walked as a person would: by link, by key, by passkey.
 import { decode, encode } from "../../internal/surface/web/static/frame.js";
+import { audit, check, fits, plan } from "./browser.mjs";
 
-export async function flows({ plan, visitor, check, audit, look }) {
-  frames(check);
+export async function flows({ visitor, look }) {
+  frames();
   const page = await visitor(plan.flows, "", look);
   const quiet = (what) => {
     const bad = page.problems.filter((p) => !/status of (4\d\d)/.test(p));
@@ -10,40 +11,40 @@ export async function flows({ plan, visitor, check, audit, look }) {
     page.problems.length = 0;
   };
   const authenticator = await passkeys(page);
-  await login(page, plan, check);
+  await login(page);
   quiet("login");
-  await keys(page, check, audit);
-  await overtaken(page, check);
+  await keys(page);
+  await overtaken(page);
   quiet("keys");
-  await shell(page, check, audit);
+  await shell(page);
   quiet("shell");
-  await watch(page, check);
+  await watch(page);
   quiet("watch");
-  await replay(page, check, audit);
+  await replay(page);
   quiet("replay");
-  await search(page, check, audit);
+  await search(page);
   quiet("search");
-  await webhook(page, check, audit);
+  await webhook(page);
   quiet("webhook");
-  await approve(page, check, audit, authenticator);
+  await approve(page, authenticator);
   quiet("approve");
-  await follow(page, check);
+  await follow(page);
   quiet("follow");
-  await ledger(page, check, audit);
+  await ledger(page);
   quiet("ledger");
-  await inspect(page, check, audit);
+  await inspect(page);
   quiet("inspect");
-  await secrets(page, check, audit);
+  await secrets(page);
   quiet("secrets");
-  await errors(page, check);
-  await weight(plan, visitor, check, look);
+  await errors(page);
+  await weight(visitor, look);
   await page.context().close();
 }
 
 const shot = (page, name) => process.env.SHOTS && page.screenshot({ path: `shots/${name}.png`, fullPage: true });
 
 // frames proves the hand-written codec against bytes made by protobuf.
-function frames(check) {
+function frames() {
   const hex = (b) => Buffer.from(b).toString("hex");
   const bytes = (s) => new Uint8Array(Buffer.from(s, "hex"));
   check(hex(encode.input("ls\r")) === "0a036c730d", "frame: input", hex(encode.input("ls\r")));
@@ -76,7 +77,7 @@ async function passkeys(page) {
   return { cdp, authenticatorId };
 }
 
-async function login(page, plan, check) {
+async function login(page) {
   await page.goto("/hosts/web-1");
   check(page.url().includes("/login?next=%2Fhosts%2Fweb-1"), "who is not logged in is sent to log in", page.url());
   await page.goto("/login?t=" + plan.linkPrefix + "linus");
@@ -105,7 +106,7 @@ async function login(page, plan, check) {
   check(await page.getByText("handrail login-link").isVisible(), "with the next command");
 }
 
-async function keys(page, check, audit) {
+async function keys(page) {
   await page.goto("/");
   await page.keyboard.press("g");
   await page.keyboard.press("o");
@@ -139,7 +140,7 @@ async function keys(page, check, audit) {
 
 // overtaken holds answers back on their way: none may show what is not asked
 // for any more, whoever asked for it.
-async function overtaken(page, check) {
+async function overtaken(page) {
   await page.goto("/hosts");
   const held = [];
   let hold = (url) => !url.searchParams.get("q");
@@ -204,7 +205,7 @@ const shows = (page, text) => page.waitForFunction((want) => {
   return buffer && Array.from({ length: buffer.length }, (_, i) => buffer.getLine(i).translateToString(true)).join("\n").includes(want);
 }, text, { timeout: 30_000 });
 
-async function shell(page, check, audit) {
+async function shell(page) {
   await page.goto("/hosts/thinkpad");
   await page.getByRole("button", { name: "Read-only shell" }).click();
   await page.waitForURL("**/sessions/s-new*");
@@ -240,7 +241,7 @@ async function shell(page, check, audit) {
   check(answer.status() === 403, "a form from another site is refused", String(answer.status()));
 }
 
-async function watch(page, check) {
+async function watch(page) {
   await page.goto("/sessions/s-4f9k2m7x");
   await shows(page, "pg_stat_activity");
   check((await page.locator(".term-bar strong").textContent()) === "watching", "a buddy watches");
@@ -253,7 +254,7 @@ async function watch(page, check) {
   check(true, "pause, resume, join");
 }
 
-async function replay(page, check, audit) {
+async function replay(page) {
   await page.goto("/sessions/s-9b3n7m1q");
   await page.getByRole("button", { name: /Play the recording/ }).click();
   await page.locator(".replay-side li").first().waitFor();
@@ -284,14 +285,13 @@ async function replay(page, check, audit) {
 }
 
 // search looks for words in recordings with keys alone, and goes on into a replay.
-async function search(page, check, audit) {
+async function search(page) {
   const overall = async (name) => {
     for (const [look, colorScheme, width] of [["wide-light", "light", 1400], ["wide-dark", "dark", 1400], ["narrow-dark", "dark", 400], ["narrow-light", "light", 400]]) {
       await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
       await page.setViewportSize({ width, height: 860 });
       await audit(page, `${name} ${look}`);
-      const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-      check(over <= 0, `${name} ${look} is ${over} px too wide`);
+      await fits(page, `${name} ${look}`);
       await shot(page, `flow-${name}-${look}`);
     }
     await page.setViewportSize({ width: 1280, height: 860 });
@@ -330,7 +330,7 @@ async function search(page, check, audit) {
 }
 
 // webhook sends a test, and says so.
-async function webhook(page, check, audit) {
+async function webhook(page) {
   await page.goto("/webhooks");
   await page.getByRole("link", { name: "siem" }).click();
   await page.getByRole("button", { name: "Send a test" }).click();
@@ -339,7 +339,7 @@ async function webhook(page, check, audit) {
   await audit(page, "webhook tested");
 }
 
-async function approve(page, check, audit, { cdp, authenticatorId }) {
+async function approve(page, { cdp, authenticatorId }) {
   await page.goto("/approvals");
   await page.getByRole("link", { name: "write on web-1, web-2 for 30 min" }).click();
   await page.waitForURL("**/approvals/a-6y1u8i4o");
@@ -353,7 +353,7 @@ async function approve(page, check, audit, { cdp, authenticatorId }) {
   await audit(page, "approved");
 }
 
-async function follow(page, check) {
+async function follow(page) {
   await page.goto("/sessions");
   await page.waitForFunction(() => document.querySelector("#live").dataset.state === "live");
   const other = await page.context().newPage();
@@ -376,7 +376,7 @@ async function follow(page, check) {
   check((await page.locator("#elevate textarea").inputValue()) === "half a sentence", "what is being typed stays");
 }
 
-async function ledger(page, check, audit) {
+async function ledger(page) {
   await page.goto("/ledger");
   await page.getByRole("button", { name: "Verify the ledger" }).click();
   await page.getByText("Nothing was changed").waitFor();
@@ -404,7 +404,7 @@ async function ledger(page, check, audit) {
 }
 
 // inspect asks for brokered reads with keys alone, and opens a fold.
-async function inspect(page, check, audit) {
+async function inspect(page) {
   await page.goto("/hosts/db-1/inspect");
   await page.keyboard.type("api");
   await page.keyboard.press("Enter"); // the target has the focus, stacks are chosen
@@ -432,7 +432,7 @@ async function inspect(page, check, audit) {
   await audit(page, "inspected two");
 }
 
-async function secrets(page, check, audit) {
+async function secrets(page) {
   await page.goto("/people");
   await page.getByRole("button", { name: "Add a person" }).click();
   await audit(page, "add a person");
@@ -462,7 +462,7 @@ async function secrets(page, check, audit) {
   check(true, "inviting a host shows the line once");
 }
 
-async function errors(page, check) {
+async function errors(page) {
   await page.goto("/hosts/web-1");
   await page.evaluate(() => {
     const form = Object.assign(document.createElement("form"), { method: "post", action: "/hosts/web-1/open" });
@@ -477,7 +477,7 @@ async function errors(page, check) {
 }
 
 // weight counts what the first page costs over the wire.
-async function weight(plan, visitor, check, look) {
+async function weight(visitor, look) {
   const page = await visitor(plan.fresh, "admin", look);
   const cdp = await page.context().newCDPSession(page);
   await cdp.send("Network.enable");

@@ -3,39 +3,22 @@
 // check that fails and exits with 1. Nothing waits for a time, only for what
 // must happen.
 import { spawn } from "node:child_process";
-import { createRequire } from "node:module";
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
-import { chromium } from "playwright-core";
+import { auditLooks, browser, check, end, listen, plan, seconds, seen } from "./browser.mjs";
 
-const plan = JSON.parse(process.argv[2]);
 const base = new URL(plan.link).origin;
 const shots = "shots/real/";
 const first = "ada";
 const second = "grace-of-the-night-shift.hopper1"; // as long as a name may be
-const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 mkdirSync(shots, { recursive: true });
-
-let failed = 0, audits = 0;
-function check(ok, what, more = "") {
-  if (!ok) failed++;
-  if (!ok || process.env.VERBOSE) console.log((ok ? "ok    " : "FAIL  ") + what + (more ? "\n      " + more : ""));
-}
-
-const browser = await chromium.launch({
-  executablePath: plan.chromium,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"],
-});
 
 const people = [];
 // visitor is one person's browser, with an authenticator that needs no finger.
-// Each console message is a finding, breaches of the content policy among them.
 async function visitor() {
   const context = await browser.newContext({ baseURL: base, reducedMotion: "reduce", viewport: { width: 1280, height: 860 } });
   const page = await context.newPage();
   page.setDefaultTimeout(20_000);
-  page.problems = [];
-  page.on("console", (m) => ["error", "warning"].includes(m.type()) && page.problems.push(`${m.text()} (${page.url()})`));
-  page.on("pageerror", (e) => page.problems.push(`${e} (${page.url()})`));
+  listen(page);
   const cdp = await context.newCDPSession(page);
   await cdp.send("WebAuthn.enable");
   await cdp.send("WebAuthn.addVirtualAuthenticator", {
@@ -45,26 +28,9 @@ async function visitor() {
   return page;
 }
 
-const looks = [["wide-light", "light", 1280, 860], ["wide-dark", "dark", 1280, 860], ["narrow-dark", "dark", 390, 800], ["narrow-light", "light", 390, 800]];
-const rules = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"];
-
 // audit looks at the page as it stands, with the data that it shows, in light
 // and dark, wide and narrow.
-async function audit(page, name) {
-  if (!(await page.evaluate(() => "axe" in window))) await page.evaluate(axe);
-  for (const [look, colorScheme, width, height] of looks) {
-    await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
-    await page.setViewportSize({ width, height });
-    const found = await page.evaluate((runOnly) => axe.run(document, { runOnly, resultTypes: ["violations"] }), rules);
-    audits++;
-    for (const v of found.violations) check(false, `${name} ${look}: axe ${v.id}: ${v.help}`, v.nodes.slice(0, 3).map((n) => n.target.join(" ") + " :: " + (n.any[0]?.message ?? n.failureSummary)).join("\n      "));
-    const over = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-    check(over <= 0, `${name} ${look} is ${over} px too wide`);
-    if (process.env.SHOTS || ["wide-light", "narrow-dark"].includes(look)) await page.screenshot({ path: `${shots}${name}-${look}.png`, fullPage: true });
-  }
-  await page.emulateMedia({ colorScheme: "light", reducedMotion: "reduce" });
-  await page.setViewportSize({ width: 1280, height: 860 });
-}
+const audit = (page, name) => auditLooks(page, name, shots, (look) => process.env.SHOTS || ["wide-light", "narrow-dark"].includes(look));
 
 const follows = (page) => page.waitForFunction(() => document.querySelector("#live")?.dataset.state === "live");
 const screenOf = (page) => page.evaluate(() => {
@@ -417,7 +383,6 @@ async function rest(ada, grace) {
   }
 }
 
-const started = Date.now();
 const stages = [];
 async function stage(name, run) {
   const at = Date.now();
@@ -448,7 +413,5 @@ try {
   }
 }
 for (const page of people) check(page.problems.length === 0, "the console is quiet", page.problems.join("\n      "));
-console.log(`${audits} views audited with axe in ${((Date.now() - started) / 1000).toFixed(1)} s: ${stages.join(", ")}`);
-await browser.close();
-if (failed) console.log(`${failed} checks failed`);
-process.exit(failed ? 1 : 0);
+console.log(`${seen.audits} views audited with axe in ${seconds()} s: ${stages.join(", ")}`);
+await end();

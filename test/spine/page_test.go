@@ -50,7 +50,7 @@ const browserDir = "../browser"
 // the program is built and run beside the test, out of its sight.
 func lookAtSources(t *testing.T) {
 	t.Helper()
-	for _, tree := range []string{"../../api", "../../cmd", "../../internal", filepath.Join(browserDir, "real.mjs"), filepath.Join(browserDir, "provider.mjs"), "../provider/provider.mjs"} {
+	for _, tree := range []string{"../../api", "../../cmd", "../../internal", filepath.Join(browserDir, "browser.mjs"), filepath.Join(browserDir, "real.mjs"), filepath.Join(browserDir, "provider.mjs"), "../provider/provider.mjs"} {
 		err := filepath.WalkDir(tree, func(path string, _ fs.DirEntry, err error) error {
 			if err == nil {
 				_, err = os.Stat(path)
