@@ -27,6 +27,7 @@ const playbook = `
 // inventory that a command prints: its connections are shared, its modules come
 // by standard input and by sftp.
 func TestAnsibleWorksThroughTheGateway(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	if _, err := exec.LookPath("ansible-playbook"); err != nil {
 		t.Skip("ansible-playbook is missing")

@@ -11,6 +11,7 @@ import (
 // checkpoint, goes on, and an entry names the cut. The same backup put back by
 // hand, without the epoch that the root key signs, is refused by that node.
 func TestALostServerIsRestoredAndItsNodeGoesOn(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	i := up(t, filepath.Join(t.TempDir(), "data"))
 	i.needShells()

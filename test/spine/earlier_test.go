@@ -55,6 +55,7 @@ func TestTheServerTakesOverWhatAnEarlierReleaseLeft(t *testing.T) {
 }
 
 func TestTheServerTakesOverAnEarlierReleaseOnPostgreSQL(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	cluster := postgres.Start()
 	defer cluster.Stop()

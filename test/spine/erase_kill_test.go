@@ -55,6 +55,7 @@ func (i *installation) plant(ada, ben person, host string, n int) planted {
 // Whenever the server is killed in the middle of an erasure, it is finished at
 // the next start: nothing of who was erased is found, and every proof stands.
 func TestAnErasureThatIsKilledIsFinished(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	t.Run("sqlite", func(t *testing.T) {
 		i := up(t, t.TempDir())

@@ -44,6 +44,7 @@ func unjson(t *testing.T, text string, into any) {
 }
 
 func TestKeysAreReplacedWhileSessionsGoOn(t *testing.T) {
+	t.Parallel()
 	i := up(t, t.TempDir())
 	i.needShells()
 	ada := i.first()

@@ -67,6 +67,7 @@ func lookAtSources(t *testing.T) {
 // program, with two people in two browsers and one stock ssh client. What is
 // asserted lies in real.mjs, one line a check.
 func TestTheStoryInTheBrowser(t *testing.T) {
+	t.Parallel()
 	chromium := needBrowser(t)
 	lookAtSources(t)
 	i := up(t, t.TempDir())

@@ -109,6 +109,7 @@ func TestAFullDiskStartsNothingAndBrakesWork(t *testing.T) {
 }
 
 func TestALockedDatabaseStopsNoBrake(t *testing.T) {
+	t.Parallel()
 	i := up(t, t.TempDir())
 	i.needShells()
 	ada := i.first()
@@ -146,6 +147,7 @@ func TestALockedDatabaseStopsNoBrake(t *testing.T) {
 // With the database gone nothing can be read either, not even who is logged in:
 // brakes go by who was when it last answered.
 func TestADatabaseThatIsGoneStopsNoBrake(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	db := postgres.Start()
 	t.Cleanup(db.Stop)
