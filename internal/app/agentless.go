@@ -171,14 +171,14 @@ func (s *Server) known(ctx context.Context, id string) error {
 	return err
 }
 
-// visit opens a session through a node that comes for it.
+// visit starts what the pass orders through a node that comes for it.
 func (n nodes) visit(ctx context.Context, pass doorway.Pass, h target.Host, bulk bool) (session.Stream, wire.SessionAnswer, error) {
 	act := pass.Act()
-	leave, err := n.r.Visit(ctx, h, orderedSession(pass), act.By.ID)
+	leave, err := n.r.Visit(ctx, h, ordered(pass), act.By.ID)
 	if err != nil {
 		return nil, wire.Refusal(err), err
 	}
-	s, answer, err := n.f.Start(ctx, pass, h.ID, bulk)
+	s, answer, err := n.start(ctx, pass, h.ID, bulk)
 	if err != nil {
 		leave()
 		return nil, answer, err
@@ -186,7 +186,7 @@ func (n nodes) visit(ctx context.Context, pass doorway.Pass, h target.Host, bulk
 	return visited{s, leave}, answer, nil
 }
 
-// visited is a session of a node that goes with the last of them.
+// visited is a session or a look of a node that goes with the last of them.
 type visited struct {
 	session.Stream
 	leave func()

@@ -15,25 +15,11 @@ import (
 	"handrail.dev/handrail/internal/feature/notice"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/foundation/blob"
-	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fault"
-	"handrail.dev/handrail/internal/foundation/fleet"
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
-	"handrail.dev/handrail/internal/foundation/wire"
 )
-
-// looks gives brokered reads the fleet in their own words.
-type looks struct{ f *fleet.Fleet }
-
-func (l looks) Start(ctx context.Context, pass doorway.Pass, host string) (inspect.Stream, wire.SessionAnswer, error) {
-	s, answer, err := l.f.Start(ctx, pass, host, true)
-	if err != nil {
-		return nil, answer, err // a nil *fleet.Stream must not become a stream
-	}
-	return s, answer, nil
-}
 
 func (s *Server) openInspections(ctx context.Context) error {
 	blobs, shared, err := s.coreBlobs()
@@ -45,7 +31,7 @@ func (s *Server) openInspections(ctx context.Context) error {
 		room = nil
 	}
 	s.inspect = inspect.New(inspect.Deps{
-		Store: s.store, Door: s.door, Hosts: s.hosts, People: s.people, Rules: s.force, Nodes: looks{s.fleet},
+		Store: s.store, Door: s.door, Hosts: s.hosts, People: s.people, Rules: s.force, Nodes: looks{nodes{s.fleet, s.agentless}},
 		LockEpoch: s.people.LockEpochTx, Log: s.c.Log,
 		Approvals: s.approvals, Seals: s.ring.Subjects(), Blobs: blobs, Shared: shared, Home: s.id, Drained: drained, Room: room,
 	})

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"handrail.dev/handrail/internal/feature/agentless"
+	"handrail.dev/handrail/internal/feature/inspect"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/fleet"
@@ -29,6 +30,11 @@ func (n nodes) Start(ctx context.Context, pass doorway.Pass, host string, bulk b
 		}
 		return s, answer, nil
 	}
+	return n.start(ctx, pass, host, bulk)
+}
+
+// start hands the order to the host's own node.
+func (n nodes) start(ctx context.Context, pass doorway.Pass, host string, bulk bool) (session.Stream, wire.SessionAnswer, error) {
 	s, answer, err := n.f.Start(ctx, pass, host, bulk)
 	if err != nil {
 		return nil, answer, err // a nil *fleet.Stream must not become a stream
@@ -36,19 +42,32 @@ func (n nodes) Start(ctx context.Context, pass doorway.Pass, host string, bulk b
 	return s, answer, nil
 }
 
+// looks gives brokered reads their hosts. Where no node stays, one comes for the
+// look as it does for a session; where none may, the doorway has refused it.
+type looks struct{ nodes }
+
+func (l looks) Start(ctx context.Context, pass doorway.Pass, host string) (inspect.Stream, wire.SessionAnswer, error) {
+	if h := pass.Act().Host; h != nil && h.Agentless() {
+		return l.visit(ctx, pass, *h, true)
+	}
+	return l.start(ctx, pass, host, true)
+}
+
 func (n nodes) Resume(ctx context.Context, pass doorway.Pass, host string) error {
-	if n.r.Has(orderedSession(pass)) {
+	if n.r.Has(ordered(pass)) { // it may have begun before its host was adopted
 		return n.r.Resume(ctx, pass, host)
 	}
 	return n.f.Resume(ctx, pass, host)
 }
 
-// orderedSession is the session that the pass gives power back to. It may have
-// begun before its host was adopted.
-func orderedSession(pass doorway.Pass) string {
+// ordered is the session, or the look, that the pass gives power to.
+func ordered(pass doorway.Pass) string {
 	for _, e := range pass.Receipt().Entries() {
-		if e.Parsed.Session != "" {
+		switch {
+		case e.Parsed.Session != "":
 			return e.Parsed.Session
+		case e.Parsed.Action == inspect.Opened:
+			return e.Parsed.Object
 		}
 	}
 	return ""

@@ -49,6 +49,9 @@ func TestAHostWithoutANodeIsReachedThroughItsOwnSSHD(t *testing.T) {
 	if out := ada.ok("host", "show", "db-7"); !strings.Contains(out, "none: NOT kernel-enforced") || !strings.Contains(out, "handrail host adopt db-7") {
 		t.Errorf("host show:\n%s", out)
 	}
+	if r := ada.refused(3, "inspect", "db-7", "top"); !strings.Contains(r.err, "no node to look") || !strings.Contains(r.err, "handrail host set db-7 --ssh-node") {
+		t.Errorf("a look where no node may come: %s", r.err)
+	}
 	ada.ok("host", "set", "db-7", "--env", "production")
 	if r := ada.refused(255, "ssh", "db-7", "--", "id"); !strings.Contains(r.err, "least-floor") {
 		t.Errorf("production: %s", r.err)
@@ -66,6 +69,11 @@ func TestANodeComesForTheLengthOfASession(t *testing.T) {
 	account, there := sshd.RootAccount(t, "hr-root"), visits()
 	ada.ok("host", "add", "db-7", "--ssh", account+"@"+server.Address, "--host-key", server.Key, "--env", "production", "--ssh-node")
 	ada.trusts(t, "db-7")
+	looked := ada.run("inspect", "db-7", "env", aSleeper(t, "DB_PASSWORD=hunter2"))
+	if looked.code != 0 || !strings.Contains(looked.out, "DB_PASSWORD") || strings.Contains(looked.out+looked.err, "hunter2") ||
+		!strings.Contains(looked.err, "1 masked") || !strings.Contains(looked.err, "one came for this look (floor: brokered)") {
+		t.Fatalf("a look by a node that comes for it: exit %d\n%s%s\n%s", looked.code, looked.out, looked.err, i.errs)
+	}
 	open := openFolder(t)
 	r := ada.run("ssh", "db-7", "--", "id -un; touch "+open+"/x")
 	if r.code == 0 || !strings.Contains(r.out, "admin") || !strings.Contains(r.err, "Read-only") {
@@ -85,7 +93,21 @@ func TestANodeComesForTheLengthOfASession(t *testing.T) {
 	i.until("the node has gone and left nothing", func() bool {
 		return !slices.ContainsFunc(visits(), func(path string) bool { return !slices.Contains(there, path) })
 	})
+	if out := ada.ok("inspect", "show", recordedAs(t, looked.err)); !strings.Contains(out, "DB_PASSWORD") || strings.Contains(out, "hunter2") {
+		t.Errorf("the look, out of the ledger:\n%s", out)
+	}
 	ada.ok("ledger", "verify")
+}
+
+// recordedAs is the look of which a command spoke.
+func recordedAs(t *testing.T, said string) string {
+	t.Helper()
+	_, after, ok := strings.Cut(said, "recorded as ")
+	id, _, _ := strings.Cut(after, "\n")
+	if !ok || !strings.HasPrefix(id, "n-") {
+		t.Fatalf("it does not say under which name it is recorded:\n%s", said)
+	}
+	return id
 }
 
 // visits are the folders of nodes that came for a while, whoever brought them.

@@ -13,13 +13,7 @@ func TestABrokeredReadNeedsNoShellAndIsRecorded(t *testing.T) {
 	i := up(t, t.TempDir())
 	ada := i.first()
 	host := ada.hostname()
-	victim := exec.Command("sleep", "10000")
-	victim.Env = []string{"DB_PASSWORD=hunter2", "LANG=C"}
-	if err := victim.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = victim.Process.Kill(); _ = victim.Wait() })
-	pid := strconv.Itoa(victim.Process.Pid)
+	pid := aSleeper(t, "DB_PASSWORD=hunter2", "LANG=C")
 
 	env := ada.run("inspect", host, "env", pid)
 	if env.code != 0 || !strings.Contains(env.out, "DB_PASSWORD") || strings.Contains(env.out+env.err, "hunter2") || !strings.Contains(env.err, "1 masked") {
@@ -56,4 +50,16 @@ func TestABrokeredReadNeedsNoShellAndIsRecorded(t *testing.T) {
 		t.Error("the ledger keeps what was masked")
 	}
 	ada.ok("ledger", "verify")
+}
+
+// aSleeper is the number of a process that was started with that environment.
+func aSleeper(t *testing.T, env ...string) string {
+	t.Helper()
+	c := exec.Command("sleep", "10000")
+	c.Env = env
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Process.Kill(); _ = c.Wait() })
+	return strconv.Itoa(c.Process.Pid)
 }

@@ -389,6 +389,8 @@ type InspectBegan struct {
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"` // n-…
 	Host          string                 `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
 	HostName      string                 `protobuf:"bytes,3,opt,name=host_name,json=hostName,proto3" json:"host_name,omitempty"`
+	Floor         string                 `protobuf:"bytes,4,opt,name=floor,proto3" json:"floor,omitempty"`      // in force, as the node says
+	Visited       bool                   `protobuf:"varint,5,opt,name=visited,proto3" json:"visited,omitempty"` // the host has no node: one came for this look, and went
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -442,6 +444,20 @@ func (x *InspectBegan) GetHostName() string {
 		return x.HostName
 	}
 	return ""
+}
+
+func (x *InspectBegan) GetFloor() string {
+	if x != nil {
+		return x.Floor
+	}
+	return ""
+}
+
+func (x *InspectBegan) GetVisited() bool {
+	if x != nil {
+		return x.Visited
+	}
+	return false
 }
 
 type InspectTarget struct {
@@ -1660,11 +1676,13 @@ const file_handrail_v1_inspections_proto_rawDesc = "" +
 	" \x01(\v2\x18.handrail.v1.InspectLineH\x00R\x04line\x12\x14\n" +
 	"\x04note\x18\v \x01(\tH\x00R\x04note\x12+\n" +
 	"\x03end\x18\f \x01(\v2\x17.handrail.v1.InspectEndH\x00R\x03end:\x04\xd8\xf3\x18\x03B\b\n" +
-	"\x06record\"U\n" +
+	"\x06record\"\x85\x01\n" +
 	"\fInspectBegan\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x1b\n" +
-	"\thost_name\x18\x03 \x01(\tR\bhostName:\x04\xd8\xf3\x18\x02\"\xab\x02\n" +
+	"\thost_name\x18\x03 \x01(\tR\bhostName\x12\x14\n" +
+	"\x05floor\x18\x04 \x01(\tR\x05floor\x12\x18\n" +
+	"\avisited\x18\x05 \x01(\bR\avisited:\x04\xd8\xf3\x18\x02\"\xab\x02\n" +
 	"\rInspectTarget\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +

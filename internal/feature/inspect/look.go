@@ -38,6 +38,8 @@ type Request struct {
 // Asked is an inspection that was let through.
 type Asked struct {
 	ID, Host, HostName string
+	Floor              string // in force there, as the node says
+	Visited            bool   // the host has no node: one came for this look
 }
 
 // Look asks and hands over each record as it comes. begun is called once, when
@@ -66,7 +68,7 @@ func (s *Inspections) look(ctx context.Context, by identity.Principal, r Request
 		return err
 	}
 	defer s.leave(by.ID, id)
-	spec := s.spec(id, by, r)
+	spec := s.spec(id, by, host, r)
 	act := doorway.Act{Action: "inspect", By: by, Host: &host, Context: policy.Context{Level: "read", Inspect: r.What}, ID: id,
 		Open: func(tx *store.Tx, _ policy.Decision) ([]ledger.Entry, error) {
 			return s.opened(tx, by, host, spec, nil)
@@ -109,13 +111,22 @@ func (s *Inspections) leave(person, id string) {
 	}
 }
 
-func (s *Inspections) spec(id string, by identity.Principal, r Request) wire.InspectSpec {
+// timeFor is how long a look may take, in milliseconds. Where a node comes for
+// it, its way there is a part of that.
+func (s *Inspections) timeFor(host target.Host) int64 {
+	if host.Agentless() {
+		return wire.MaxInspectTime
+	}
+	return min(s.b.Time.Milliseconds(), wire.MaxInspectTime)
+}
+
+func (s *Inspections) spec(id string, by identity.Principal, host target.Host, r Request) wire.InspectSpec {
 	pause := r.Pause
 	if pause <= 0 {
 		pause = s.b.Pause
 	}
 	spec := wire.InspectSpec{ID: id, Person: by.ID, PersonName: by.Name, What: r.What, Target: strings.TrimSpace(r.Target),
-		PauseMS: max(min(pause.Milliseconds(), wire.MaxInspectPause), 1), TimeMS: min(s.b.Time.Milliseconds(), wire.MaxInspectTime), Lines: r.Lines,
+		PauseMS: max(min(pause.Milliseconds(), wire.MaxInspectPause), 1), TimeMS: s.timeFor(host), Lines: r.Lines,
 		Part: r.Part, Since: r.Since, Until: r.Until, Priority: r.Priority, Grep: r.Grep}
 	if r.What == wire.InspectCore {
 		spec.Core = &wire.CoreSpec{} // the question alone
@@ -176,6 +187,8 @@ type closedPayload struct {
 	What       string `json:"what"`
 	Target     string `json:"target,omitempty"`  // as it was asked
 	Process    string `json:"process,omitempty"` // as it was found
+	Floor      string `json:"floor,omitempty"`   // in force, as the node said
+	Visited    bool   `json:"visited,omitempty"` // by a node that came for it
 	Method     string `json:"method,omitempty"`
 	PauseNS    int64  `json:"pause_ns"`
 	PauseBound bool   `json:"pause_bound,omitempty"` // the pause was at most that
@@ -260,7 +273,8 @@ func (s *Inspections) hear(ctx context.Context, pass doorway.Pass, spec wire.Ins
 	defer context.AfterFunc(ctx, func() { stream.Close() })()
 	kept := newKeep(s.b.Kept)
 	defer func() { kept.into(p) }()
-	if err := l.begun(Asked{ID: spec.ID, Host: host.ID, HostName: host.Name}); err != nil {
+	p.Floor, p.Visited = answer.Floor, pass.Act().Host.Agentless()
+	if err := l.begun(Asked{ID: spec.ID, Host: host.ID, HostName: host.Name, Floor: p.Floor, Visited: p.Visited}); err != nil {
 		return ledger.Failed, err
 	}
 	for {

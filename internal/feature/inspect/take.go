@@ -54,7 +54,7 @@ func (s *Inspections) begin(ctx context.Context, by identity.Principal, id, kind
 	}
 	t.spec = wire.InspectSpec{ID: store.NewID('n'), Person: by.ID, PersonName: by.Name, Target: t.terms.Target}
 	if kind == KindUnmask {
-		t.spec.What, t.spec.TimeMS = wire.InspectEnv, min(s.b.Time.Milliseconds(), wire.MaxInspectTime)
+		t.spec.What, t.spec.TimeMS = wire.InspectEnv, s.timeFor(t.host)
 		t.spec.Unmask = &wire.UnmaskSpec{Process: t.terms.Process, Name: t.terms.Name, Key: t.terms.Key}
 		return t, nil
 	}

@@ -107,7 +107,7 @@ func describeHostAdd(_ store.Queryer, q hostAdd) (approval.Description, error) {
 			{Name: "SSH address", Value: h.SSHAddress}, {Name: "account to read as", Value: h.SSHUser},
 			{Name: "account to write as", Value: orDefault(h.SSHWrite, "none: nobody writes there")},
 			{Name: "pinned host key", Value: target.Fingerprint(h.SSHKey)}, {Name: "certificates count from", Value: sourceWord(h)},
-			{Name: "node for the length of a session", Value: yesNo(h.SSHNode)},
+			{Name: "node for the length of a visit", Value: yesNo(h.SSHNode)},
 		},
 		Grants: []string{"sessions go there through its own sshd, as these accounts; this installation's certificates are made for whoever holds that host key"},
 		CannotContain: []string{"there is no node: nothing of handrail keeps a session from writing, only the rights of its account do",

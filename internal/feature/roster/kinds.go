@@ -224,7 +224,7 @@ func describeHostSet(_ store.Queryer, r hostSet) (approval.Description, error) {
 		{"account to read as", r.Was.SSHUser, r.Host.SSHUser}, {"account to write as", r.Was.SSHWrite, r.Host.SSHWrite},
 		{"pinned host key", target.Fingerprint(r.Was.SSHKey), target.Fingerprint(r.Host.SSHKey)},
 		{"certificates count from", sourceWord(r.Was), sourceWord(r.Host)},
-		{"node for the length of a session", yesNo(r.Was.SSHNode), yesNo(r.Host.SSHNode)},
+		{"node for the length of a visit", yesNo(r.Was.SSHNode), yesNo(r.Host.SSHNode)},
 	} {
 		if line.from != line.to {
 			d.Details = append(d.Details, approval.Detail{Name: line.name, Value: line.from + " → " + line.to})

@@ -12,6 +12,15 @@ import (
 // bare says that a session there has nothing of ours around it.
 func bare(h target.Host) bool { return h.Agentless() && !h.SSHNode }
 
+// validFor is how long an order may be on its way, in milliseconds. A node that
+// comes for it over SSH is on its way itself.
+func (s *Sessions) validFor(host target.Host) int64 {
+	if host.Agentless() {
+		return wire.MaxOrderAge
+	}
+	return s.b.ValidFor.Milliseconds()
+}
+
 // accountThere makes a grant speak of the one account in which the host can be
 // written. What was approved for another account is not silently used for it.
 func accountThere(host target.Host, info Info, grant doorway.GrantInForce) (doorway.GrantInForce, error) {

@@ -256,7 +256,7 @@ func (s *Sessions) opened(tx *store.Tx, l *Live, req OpenRequest, draft *recordi
 	}
 	spec := withoutNode(specOf(info, req, engine, host, grant, now), host)
 	order := wire.OrderPayload{V: 1, Order: "o-" + l.fixed.ID[2:], Kind: wire.KindSessionStart, Node: host.ID, Issued: now.UnixMicro(),
-		ValidMS: s.b.ValidFor.Milliseconds(), Session: &spec}
+		ValidMS: s.validFor(host), Session: &spec}
 	if granted {
 		order.Authority = &grant.Authority
 	}

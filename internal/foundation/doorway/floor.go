@@ -31,6 +31,7 @@ func withoutNode(q policy.Query) policy.Decision {
 	}
 	adopt := "handrail host adopt " + h.Name
 	opens := q.Action == "sessions.open"
+	looks := q.Action == "inspect" || q.Context.Inspect != "" && (q.Action == "inspect.core" || q.Action == "inspect.unmask")
 	asks := q.Action == "grants.request" || q.Action == "grants.breakglass"
 	switch {
 	case opens && q.Context.Level == wire.LevelRead && !q.Context.FloorOK:
@@ -38,6 +39,9 @@ func withoutNode(q policy.Query) policy.Decision {
 			" would keep a read session from writing, and policy asks for more in "+h.Environment+".", adopt)
 	case (asks || opens && q.Context.Level == wire.LevelWrite) && (q.Context.Root || q.Context.Sudo) && !h.SSHNode:
 		return refused("no-root-without-a-node", "this host has no node, so nothing there could end what root or sudo started.", adopt)
+	case looks && !h.SSHNode:
+		return refused("no-look-without-a-node", "this host has no node to look and to mask what it sees, and none may be brought there.",
+			"handrail host set "+h.Name+" --ssh-node, for the length of each look; or: "+adopt)
 	case (asks || opens && q.Context.Level == wire.LevelWrite) && h.SSHWrite == "":
 		return refused("no-write-account", "this host has no node and no account to write as.",
 			"handrail host set "+h.Name+" --ssh-write ACCOUNT")

@@ -45,7 +45,7 @@ func (t *tool) hostAddCommand() *cobra.Command {
 	c.Flags().StringVar(&r.Write, "ssh-write", "", "another account, for write sessions; without one nobody writes there")
 	c.Flags().StringVar(&r.HostKey, "host-key", "", "the host's public key (\"ssh-ed25519 AAAA…\") or its fingerprint (SHA256:…), as you compared it")
 	c.Flags().StringVar(&r.Source, "ssh-source", "", "networks from which certificates count; any, behind address translation; default: this server's address")
-	c.Flags().BoolVar(&r.Node, "ssh-node", false, "the node's binary may run there for the length of a session, so that the kernel keeps it within bounds")
+	c.Flags().BoolVar(&r.Node, "ssh-node", false, "the node's binary may run there for the length of a session or a look, so that the kernel keeps a session within bounds")
 	c.Flags().StringVar(&r.Environment, "env", "", "environment of the host: dev, staging or production")
 	c.Flags().StringVar(&r.Scope, "scope", "", "scope of the host: none, pci, sox or hipaa")
 	c.Flags().StringArrayVar(&r.Services, "service", nil, "a service that runs there (repeatable)")
@@ -149,7 +149,7 @@ func (s *sshChange) flags(c *cobra.Command) {
 	c.Flags().StringVar(&s.write, "ssh-write", "", "without a node: the account of write sessions; \"\" is none")
 	c.Flags().StringVar(&s.key, "host-key", "", "without a node: another host key (\"ssh-ed25519 AAAA…\"), compared by you")
 	c.Flags().StringVar(&s.source, "ssh-source", "", "without a node: networks from which certificates count, or any")
-	c.Flags().BoolVar(&s.node, "ssh-node", false, "without a node: the node's binary may run there for the length of a session")
+	c.Flags().BoolVar(&s.node, "ssh-node", false, "without a node: the node's binary may run there for the length of a session or a look")
 }
 
 // named says whether any of them was given.

@@ -45,6 +45,9 @@ func (v *lookView) words() {
 		switch x := r.Record.(type) {
 		case *v1.InspectResponse_Began:
 			id = x.Began.Id
+			if x.Began.Visited {
+				v.t.say("handrail: %s has no node: one came for this look (floor: %s)", clean(x.Began.HostName), clean(x.Began.Floor))
+			}
 		case *v1.InspectResponse_Note:
 			v.t.say("handrail: %s", clean(x.Note))
 		case *v1.InspectResponse_End:

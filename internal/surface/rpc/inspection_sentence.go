@@ -23,8 +23,12 @@ func inspectionClosed(s *said) string {
 		What, Target, Process, Error string
 		PauseNS                      int64 `json:"pause_ns"`
 		Masked                       int64
+		Visited                      bool
 	}](s)
 	text := s.own(s.whom()) + " look at " + orWord(p.What, "the host") + s.on() + " is over"
+	if p.Visited {
+		text += ", a node came for it"
+	}
 	if p.PauseNS > 0 {
 		text += ", the process was held for " + time.Duration(p.PauseNS).Round(10*time.Microsecond).String()
 	}

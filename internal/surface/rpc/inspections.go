@@ -32,7 +32,7 @@ func (s inspections) Look(ctx context.Context, r *handrailv1.InspectRequest, out
 
 func beganMessage(a inspect.Asked) *handrailv1.InspectResponse {
 	return &handrailv1.InspectResponse{Record: &handrailv1.InspectResponse_Began{
-		Began: &handrailv1.InspectBegan{Id: a.ID, Host: a.Host, HostName: a.HostName}}}
+		Began: &handrailv1.InspectBegan{Id: a.ID, Host: a.Host, HostName: a.HostName, Floor: a.Floor, Visited: a.Visited}}}
 }
 
 func rfc3339(t *timestamppb.Timestamp) string {

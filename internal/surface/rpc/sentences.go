@@ -120,9 +120,9 @@ var sentences = map[string]func(*said) string{
 		if read[struct{ Stay bool }](s).Stay {
 			return s.who() + " sent a node to " + s.TargetName + ", to stay"
 		}
-		return s.who() + " has a node sent to " + s.TargetName + ", for the length of a session"
+		return s.who() + " has a node sent to " + s.TargetName + ", for the length of a visit"
 	},
-	"host.visited":    func(s *said) string { return s.TargetName + " has a node for the length of a session" },
+	"host.visited":    func(s *said) string { return s.TargetName + " has a node for the length of a visit" },
 	"host.mismatched": mismatched,
 	"session.swept":   sessionSwept,
 

@@ -42,6 +42,8 @@ type inspectView struct {
 	Grep      string
 	Asked     bool
 	ID        string
+	Floor     string // in force there
+	Visited   bool   // by a node that came for it
 	Found     *v1.InspectTarget
 	Others    []*v1.InspectTarget
 	Stacks    []*v1.InspectStack
@@ -117,7 +119,7 @@ func (s *site) inspectHost(v *visit) error {
 func (x *inspectView) take(m *v1.InspectResponse) {
 	switch r := m.Record.(type) {
 	case *v1.InspectResponse_Began:
-		x.ID = r.Began.Id
+		x.ID, x.Floor, x.Visited = r.Began.Id, r.Began.Floor, r.Began.Visited
 	case *v1.InspectResponse_Target:
 		x.Found = r.Target
 	case *v1.InspectResponse_Candidate:
