@@ -138,10 +138,11 @@ func (g *gate) enter(ctx context.Context, procedure string, header http.Header, 
 }
 
 // leave turns an error into one that carries its fault. What is nobody's to
-// act on keeps its text in the log alone.
+// act on keeps its text in the log alone. That a caller went away, or closed its
+// stream, is no failure of ours, and nobody is there to be told.
 func (g *gate) leave(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || connect.CodeOf(err) == connect.CodeCanceled {
+		return err
 	}
 	f := fault.From(err)
 	text := f.Text
