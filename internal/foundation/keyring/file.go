@@ -124,6 +124,21 @@ func (d secureDir) create(name string, content []byte, mode fs.FileMode) error {
 	return d.sync()
 }
 
+// createOnce makes a file that is missing, and keeps one that is there.
+func (d secureDir) createOnce(name string, content func() ([]byte, error)) error {
+	if d.has(name) {
+		return nil
+	}
+	b, err := content()
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "cannot make %s", filepath.Join(d.path, name))
+	}
+	if err := d.create(name, b, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
 // replace puts a file in the place of another: a crash leaves one of them.
 func (d secureDir) replace(name string, content []byte) error {
 	tmp := filepath.Join(d.path, "."+name+"."+randomName())

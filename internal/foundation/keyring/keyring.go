@@ -8,7 +8,8 @@
 //     remaking the log key would look like a fork of the ledger.
 //   - every file is 0600 in a directory that is 0700 and owned by the account
 //     that runs the server. Anything wider is refused before a byte is read.
-//   - a file appears whole or not at all (written apart, synced, linked).
+//   - a ring appears whole or not at all (made beside, synced, renamed), and so
+//     does each file that joins it later (written apart, synced, linked).
 //   - a destroyed data key does not come back, not even as a new key.
 package keyring
 
@@ -31,7 +32,7 @@ import (
 
 // The files of a ring. Those of the root directory are listed in make.go.
 const (
-	fileMaking    = "making" // present from the first byte until the ring is whole
+	fileMaking    = "making" // in a ring that an earlier version did not finish
 	fileOrigin    = "origin"
 	fileLog       = "log.key"
 	fileOrder     = "order.key"
@@ -74,7 +75,7 @@ func Open(dir string) (*Ring, error) {
 	}
 	if d.has(fileMaking) {
 		return nil, fault.New(fault.Conflict, "cannot open the key ring %s: it is half made", dir).
-			WithHint("start the server once more with the root key directory at hand; it finishes the ring")
+			WithHint("an earlier version was stopped before anything relied on it: begin anew in another folder")
 	}
 	r := &Ring{dir: dir}
 	for _, load := range []func(secureDir) error{r.loadNames, r.loadHostKey, r.loadReplay, r.loadKeys} {

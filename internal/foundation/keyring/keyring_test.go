@@ -103,42 +103,96 @@ func TestARunningServerNeedsNoRootKey(t *testing.T) {
 	}
 }
 
-// A crash at any point of Init leaves a prefix of what it wrote; each must be
-// finished to a ring that opens, and the bundle must name the keys kept.
-func TestAHalfMadeRingIsFinished(t *testing.T) {
-	_, whole, root := makeRing(t)
-	names := []string{"root.hash", "origin", "log.key", "order.key", "ssh-user-ca.key", "ssh-host-ca.key", "ssh-host.key", "voucher-ca.key",
-		"ca.key", "ca.crt", "master.key", "replay.key", "replay.pub", "bundle"}
-	for n := range len(names) + 1 {
-		dir := filepath.Join(t.TempDir(), "keys")
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		put(t, dir, "making", nil)
-		for _, name := range names[:n] {
-			b, err := os.ReadFile(filepath.Join(whole, name))
-			if err != nil {
+// What a kill or a power cut before the first rename leaves is some of the files
+// of a draft, some of them cut short: all of it is made anew, with a root key that
+// belongs to it.
+func TestADraftThatWasKilledIsThrownAway(t *testing.T) {
+	_, whole, wholeRoot := makeRing(t)
+	names := []string{"origin", "log.key", "order.key", "ssh-user-ca.key", "ssh-host-ca.key", "ssh-host.key", "voucher-ca.key",
+		"ca.key", "ca.crt", "master.key", "replay.key", "replay.pub", "root.hash", "bundle"}
+	for n := range 2 * (len(names) + 1) {
+		dir, root := filepath.Join(t.TempDir(), "keys"), filepath.Join(t.TempDir(), "root")
+		for _, folder := range []string{dir, filepath.Join(dir+".new", "subjects"), root} { // the place itself may wait, empty
+			if err := os.MkdirAll(folder, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			put(t, dir, name, b)
 		}
-		if _, err := keyring.Open(dir); err == nil {
-			t.Fatalf("a ring with %d files opens while it is being made", n)
+		for i, name := range names[:n/2] {
+			b := read(t, whole, name)
+			if n%2 == 1 && i == n/2-1 {
+				b = b[:len(b)/2]
+			}
+			put(t, dir+".new", name, b)
+		}
+		if n > 0 {
+			put(t, root, "root.key.new", read(t, wholeRoot, "root.key")[:30*min(n-1, 2)])
 		}
 		if err := keyring.Init(dir, root, origin); err != nil {
-			t.Fatalf("finishing after %d files: %v", n, err)
+			t.Fatalf("after %d files: %v", n/2, err)
 		}
-		if _, err := keyring.Open(dir); err != nil {
-			t.Fatalf("opening after %d files: %v", n, err)
-		}
-		if n > 2 {
-			a, _ := os.ReadFile(filepath.Join(whole, "log.key"))
-			b, _ := os.ReadFile(filepath.Join(dir, "log.key"))
-			if !bytes.Equal(a, b) {
-				t.Fatal("a key that was there was made anew")
-			}
+		belongs(t, dir, root)
+		if bytes.Equal(read(t, dir, "log.key"), read(t, whole, "log.key")) {
+			t.Fatal("a key of the draft was taken")
 		}
 	}
+}
+
+// belongs checks that the ring opens, that the root key is its own, and that
+// nothing else was left.
+func belongs(t *testing.T, dir, root string) {
+	t.Helper()
+	if _, err := keyring.NewEpoch(dir, read(t, root, "root.key"), time.Now()); err != nil { // it signs the next bundle
+		t.Fatal(err)
+	}
+	for _, folder := range []string{root, filepath.Dir(dir)} {
+		list, err := os.ReadDir(folder)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%s holds %v (%v)", folder, list, err)
+		}
+	}
+}
+
+// Between the two renames a ring stands whose root key has no name yet.
+func TestARootKeyGetsItsNameAfterAKill(t *testing.T) {
+	_, dir, root := makeRing(t)
+	key, waiting := filepath.Join(root, "root.key"), filepath.Join(root, "root.key.new")
+	was := read(t, root, "root.key")
+	if err := os.Rename(key, waiting); err != nil {
+		t.Fatal(err)
+	}
+	if err := keyring.Init(dir, root, origin); err != nil {
+		t.Fatal(err)
+	}
+	belongs(t, dir, root)
+	if !bytes.Equal(was, read(t, root, "root.key")) {
+		t.Fatal("it is another key")
+	}
+	// No other key gets the name, and none loses it.
+	_, _, other := makeRing(t)
+	put(t, root, "root.key.new", read(t, other, "root.key"))
+	wantKind(t, keyring.Init(dir, root, origin), fault.Conflict, "two installations")
+	if !bytes.Equal(was, read(t, root, "root.key")) {
+		t.Fatal("the root key was replaced")
+	}
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, keyring.Init(dir, root, origin), fault.Conflict, "two installations")
+}
+
+func TestARingThatAnEarlierVersionLeftHalfMadeIsRefused(t *testing.T) {
+	_, dir, root := makeRing(t)
+	put(t, dir, "making", nil)
+	wantKind(t, keyring.Init(dir, root, origin), fault.Conflict, "half made")
+}
+
+func read(t *testing.T, dir, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func put(t *testing.T, dir, name string, b []byte) {

@@ -11,11 +11,9 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
-	"io/fs"
 	"math/big"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -31,116 +29,126 @@ const fileRoot = "root.key"
 const authorityFor = 10 * 365 * 24 * time.Hour
 
 // Init makes the ring in dir and the root key in rootDir, and signs the first
-// trust bundle. On a ring that is whole it does nothing. It writes "making"
-// first and removes it last, so that after a crash it knows which keys nobody
-// can have relied on yet: while "making" is there, missing keys are made and
-// present ones kept; without it, a missing key is a refusal.
+// trust bundle. On a ring that is there it does nothing but look whether it is
+// whole. Two renames put everything in place, the ring before its root key: a
+// crash before the first leaves a draft, which the next Init throws away, and one
+// between them a root key that has its name to get.
 func Init(dir, rootDir, origin string) error {
 	if err := checkOrigin(origin); err != nil {
 		return err
 	}
-	d, err := makeDir(dir)
+	there, err := stands(dir)
 	if err != nil {
 		return err
 	}
-	fresh, err := d.empty()
-	if err != nil {
-		return err
-	}
-	if !fresh && !d.has(fileMaking) {
-		_, err := Open(dir)
-		return err
+	if there {
+		r, err := Open(dir)
+		if err != nil {
+			return err
+		}
+		return nameRoot(rootDir, r.rootHash)
 	}
 	root, err := makeDir(rootDir)
 	if err != nil {
 		return err
 	}
-	if fresh {
-		if root.has(fileRoot) {
-			return fault.New(fault.Conflict, "cannot make a key ring in %s: %s holds the root key of another", dir, rootDir).
-				WithHint("restore %s from a backup, or move %s away to begin a new installation", dir, rootDir)
-		}
-		if err := d.create(fileMaking, []byte("this ring is being made\n"), 0o600); err != nil {
+	if root.has(fileRoot) {
+		return fault.New(fault.Conflict, "cannot make a key ring in %s: %s holds the root key of another", dir, rootDir).
+			WithHint("restore %s from a backup, or move %s away to begin a new installation", dir, rootDir)
+	}
+	if root.has(fileRoot + suffixDraft) {
+		if err := root.remove(fileRoot + suffixDraft); err != nil {
 			return err
 		}
 	}
-	return finish(d, root, origin)
-}
-
-// finish makes what is missing; the bundle comes last, and then the marker goes.
-func finish(d, root secureDir, origin string) error {
-	rootKey, rootPublic, err := makeRoot(d, root, origin)
+	d, err := newDraft(dir)
 	if err != nil {
 		return err
 	}
-	if err := makeKeys(d, origin); err != nil {
+	defer d.close()
+	hash, err := d.fill(root, origin)
+	if err != nil {
 		return err
 	}
-	if _, err := makeDir(filepath.Join(d.path, dirSubjects)); err != nil {
+	if err := d.stand(root.path, filepath.Dir(root.path)); err != nil {
 		return err
 	}
-	r := &Ring{dir: d.path}
-	for _, load := range []func(secureDir) error{r.loadNames, r.loadHostKey, r.loadReplay} {
-		if err := load(d); err != nil {
-			return err
-		}
-	}
-	if r.origin != origin {
-		return fault.New(fault.Conflict, "cannot finish the key ring: it was begun as %q, not %q", r.origin, origin)
-	}
-	if !d.has(fileBundle) {
-		b, err := firstBundle(d, r.origin, rootPublic)
-		if err != nil {
-			return err
-		}
-		signed, err := ledger.SignBundle(b, rootKey)
-		if err != nil {
-			return err
-		}
-		if err := d.create(fileBundle, signed, 0o600); err != nil {
-			return err
-		}
-	}
-	if err := r.loadKeys(d); err != nil {
-		return err
-	}
-	return d.remove(fileMaking)
+	return nameRoot(rootDir, hash)
 }
 
-// makeRoot makes or reads the root key. The name in it is the origin's, so
-// that a person who finds it printed knows what it is for.
-func makeRoot(d, root secureDir, origin string) (note.Signer, string, error) {
-	if !root.has(fileRoot) {
-		if d.has(fileRootHash) {
-			return nil, "", fault.New(fault.NotFound, "cannot finish the key ring: the root key is not in %s", root.path).
-				WithHint("put root.key back, or remove %s and begin anew (nothing has relied on it yet)", d.path)
-		}
-		skey, _, err := note.GenerateKey(rand.Reader, origin+"-root")
-		if err != nil {
-			return nil, "", fault.Wrap(fault.Internal, err, "cannot make the root key")
-		}
-		if err := root.create(fileRoot, []byte(skey+"\n"), 0o400); err != nil {
-			return nil, "", err
-		}
-	}
-	text, err := root.read(fileRoot)
+// fill makes every key, and the bundle that names them.
+func (d *draft) fill(root secureDir, origin string) (rootHash string, err error) {
+	skey, _, err := note.GenerateKey(rand.Reader, origin+"-root") // who finds it printed knows what it is for
 	if err != nil {
-		return nil, "", err
+		return "", fault.Wrap(fault.Internal, err, "cannot make the root key")
 	}
-	skey := strings.TrimSpace(string(text))
 	signer, err := note.NewSigner(skey)
 	if err != nil {
-		return nil, "", root.damaged(fileRoot, err)
+		return "", fault.Wrap(fault.Internal, err, "cannot make the root key")
 	}
 	vkey, err := verifierKey(skey)
 	if err != nil {
-		return nil, "", root.damaged(fileRoot, err)
+		return "", fault.Wrap(fault.Internal, err, "cannot make the root key")
 	}
-	err = d.createOnce(fileRootHash, func() ([]byte, error) { return []byte(ledger.RootHash(vkey) + "\n"), nil })
-	return signer, vkey, err
+	if err := d.put(root, fileRoot+suffixDraft, []byte(skey+"\n"), 0o400); err != nil {
+		return "", err
+	}
+	rootHash = ledger.RootHash(vkey)
+	for _, f := range append(ringFiles(d.secureDir, origin), ringFile{fileRootHash, func() ([]byte, error) { return []byte(rootHash + "\n"), nil }}, ringFile{fileBundle, func() ([]byte, error) {
+		b, err := firstBundle(d.secureDir, origin, vkey)
+		if err != nil {
+			return nil, err
+		}
+		return ledger.SignBundle(b, signer)
+	}}) {
+		content, err := f.make()
+		if err != nil {
+			return "", fault.Wrap(fault.Internal, err, "cannot make %s", filepath.Join(d.path, f.name))
+		}
+		if err := d.put(d.secureDir, f.name, content, 0o600); err != nil {
+			return "", err
+		}
+	}
+	_, err = Open(d.path) // what would not open does not get into its place
+	return rootHash, err
 }
 
-func makeKeys(d secureDir, origin string) error {
+// nameRoot gives the root key of a ring that stands its name. Where none waits,
+// it has it, or is kept elsewhere.
+func nameRoot(rootDir, hash string) error {
+	if !(secureDir{path: rootDir}).has(fileRoot + suffixDraft) {
+		return nil
+	}
+	root, err := openDir(rootDir)
+	if err != nil {
+		return err
+	}
+	text, err := root.read(fileRoot + suffixDraft)
+	if err != nil {
+		return err
+	}
+	vkey, err := verifierKey(strings.TrimSpace(string(text)))
+	if err != nil {
+		return root.damaged(fileRoot+suffixDraft, err)
+	}
+	if root.has(fileRoot) || ledger.RootHash(vkey) != hash {
+		return fault.New(fault.Conflict, "cannot name the root key: %s and %s are of two installations", root.path, fileRoot+suffixDraft).
+			WithHint("move away what is not this installation's")
+	}
+	if err := os.Rename(filepath.Join(root.path, fileRoot+suffixDraft), filepath.Join(root.path, fileRoot)); err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot name the root key")
+	}
+	return root.sync()
+}
+
+// ringFile is a file of a ring and how it is made.
+type ringFile struct {
+	name string
+	make func() ([]byte, error)
+}
+
+// ringFiles are the keys of a ring in d, each after what it is made of.
+func ringFiles(d secureDir, origin string) []ringFile {
 	pemEd := func() ([]byte, error) {
 		_, key, err := ed25519.GenerateKey(rand.Reader)
 		if err != nil {
@@ -148,10 +156,7 @@ func makeKeys(d secureDir, origin string) error {
 		}
 		return encodeKey(key)
 	}
-	for _, f := range []struct {
-		name string
-		make func() ([]byte, error)
-	}{
+	return []ringFile{
 		{fileOrigin, func() ([]byte, error) { return []byte(origin + "\n"), nil }},
 		{fileLog, func() ([]byte, error) {
 			skey, _, err := note.GenerateKey(rand.Reader, origin)
@@ -179,37 +184,7 @@ func makeKeys(d secureDir, origin string) error {
 			}
 			return base64Line(key.PublicKey().Bytes()), nil
 		}},
-	} {
-		if err := d.createOnce(f.name, f.make); err != nil {
-			return err
-		}
 	}
-	return nil
-}
-
-// createOnce keeps what is there: a ring is finished, not remade.
-func (d secureDir) createOnce(name string, content func() ([]byte, error)) error {
-	if d.has(name) {
-		return nil
-	}
-	b, err := content()
-	if err != nil {
-		return fault.Wrap(fault.Internal, err, "cannot make %s", filepath.Join(d.path, name))
-	}
-	if err := d.create(name, b, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return nil
-}
-
-// empty says whether the ring was never begun. Stray temporary files of a
-// crash before the marker count as nothing.
-func (d secureDir) empty() (bool, error) {
-	list, err := os.ReadDir(d.path)
-	if err != nil {
-		return false, fault.Wrap(fault.Unavailable, err, "cannot read %s", d.path)
-	}
-	return !slices.ContainsFunc(list, func(e os.DirEntry) bool { return !strings.HasPrefix(e.Name(), ".") }), nil
 }
 
 func certifyAuthority(d secureDir, origin string) ([]byte, error) {

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"os"
-	"path/filepath"
 
 	"handrail.dev/handrail/internal/foundation/fault"
 )
@@ -129,8 +128,8 @@ func (r *Ring) SealFor(public []byte, context string) ([]byte, error) {
 }
 
 // Unpack makes a ring in dir of what SealFor sealed. rootHash is what the
-// token carried: keys of another installation are refused. A crash leaves a
-// ring that says it is half made, and Unpack finishes it.
+// token carried: keys of another installation are refused. A crash leaves all of
+// it or none.
 func (c *Chest) Unpack(dir, rootHash, context string, sealed []byte) error {
 	if len(sealed) > maxParcel {
 		return fault.New(fault.Invalid, "cannot read the keys: %d bytes", len(sealed))
@@ -147,37 +146,29 @@ func (c *Chest) Unpack(dir, rootHash, context string, sealed []byte) error {
 	if err := checkParcel(p, rootHash); err != nil {
 		return err
 	}
-	d, err := makeDir(dir)
+	there, err := stands(dir)
 	if err != nil {
 		return err
 	}
-	fresh, err := d.empty()
-	if err != nil {
-		return err
-	}
-	if !fresh && !d.has(fileMaking) {
+	if there {
 		return fault.New(fault.Conflict, "cannot put the keys into %s: there are keys already", dir)
 	}
-	if err := d.createOnce(fileMaking, func() ([]byte, error) { return []byte("this ring is being made\n"), nil }); err != nil {
+	d, err := newDraft(dir)
+	if err != nil {
 		return err
 	}
+	defer d.close()
 	for _, name := range travelling {
-		content, there := p.Files[name]
-		if !there {
-			continue
-		}
-		if err := d.createOnce(name, func() ([]byte, error) { return content, nil }); err != nil {
-			return err
+		if content, there := p.Files[name]; there {
+			if err := d.put(d.secureDir, name, content, 0o600); err != nil {
+				return err
+			}
 		}
 	}
-	if _, err := makeDir(filepath.Join(dir, dirSubjects)); err != nil {
+	if _, err := Open(d.path); err != nil {
 		return err
 	}
-	if err := d.remove(fileMaking); err != nil {
-		return err
-	}
-	_, err = Open(dir)
-	return err
+	return d.stand()
 }
 
 // checkParcel takes exactly the files that travel, of the pinned installation.
