@@ -381,10 +381,7 @@ func (s *Inspections) mayDump(q store.Queryer, by identity.Principal, host targe
 
 // approvers are who agreed, and still stand.
 func (s *Inspections) approvers(q store.Queryer, a approval.Approval) (ids []string, err error) {
-	for _, d := range a.Decisions {
-		if d.Verdict != approval.Approved || d.Void != "" {
-			continue
-		}
+	for _, d := range a.Agreed() {
 		p, err := s.d.People.GetTx(q, d.Person)
 		if err != nil && fault.KindOf(err) != fault.NotFound {
 			return nil, err

@@ -356,13 +356,21 @@ func (s *Approvals) voterTx(q store.Queryer, by identity.Principal, a Approval, 
 	return v, nil
 }
 
+// NowTx marks the approvals of a request that count no more: between the first
+// and the last somebody can be locked, regrouped, or lose the key. What is
+// decided stays as it was decided.
+func (s *Approvals) NowTx(q store.Queryer, a Approval) (Approval, error) {
+	if a.State != Requested {
+		return a, nil
+	}
+	void, err := s.voidTx(q, a)
+	return a.without(void), err
+}
+
 // voidTx is whose earlier approval counts no more, and why.
 func (s *Approvals) voidTx(q store.Queryer, a Approval) (map[string]string, error) {
 	void := map[string]string{}
-	for _, d := range a.Decisions {
-		if d.Verdict != Approved || d.Void != "" {
-			continue
-		}
+	for _, d := range a.Agreed() {
 		p, err := s.people.GetTx(q, d.Person)
 		if err != nil && fault.KindOf(err) != fault.NotFound {
 			return nil, err
@@ -469,8 +477,8 @@ func (a Approval) Authority() wire.Authority {
 	if a.Signed != nil {
 		out.Signatures = append(out.Signatures, *a.Signed)
 	}
-	for _, d := range a.Decisions {
-		if d.Verdict == Approved && d.Void == "" && d.Signature != nil {
+	for _, d := range a.Agreed() {
+		if d.Signature != nil {
 			out.Signatures = append(out.Signatures, *d.Signature)
 		}
 	}

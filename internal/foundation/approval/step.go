@@ -61,6 +61,9 @@ func (d Decision) SignedBy() string {
 	return d.Signature.Kind
 }
 
+// Counts says whether somebody agreed, and it holds.
+func (d Decision) Counts() bool { return d.Verdict == Approved && d.Void == "" }
+
 // Approval is one request and what people said to it, as a value.
 type Approval struct {
 	ID            string          `json:"id"`
@@ -80,6 +83,29 @@ type Approval struct {
 	EndedBy       string          `json:"ended_by,omitempty"` // who withdrew it: p-… or system
 	EndedWhy      string          `json:"ended_why,omitempty"`
 	Version       int64           `json:"version"`
+}
+
+// Agreed are the approvals that count.
+func (a Approval) Agreed() []Decision { return counting(a.Decisions) }
+
+func counting(all []Decision) (agreed []Decision) {
+	for _, d := range all {
+		if d.Counts() {
+			agreed = append(agreed, d)
+		}
+	}
+	return agreed
+}
+
+// without marks whose earlier approval counts no more, and why.
+func (a Approval) without(void map[string]string) Approval {
+	a.Decisions = slices.Clone(a.Decisions)
+	for i, d := range a.Decisions {
+		if why := void[d.Person]; why != "" && d.Void == "" {
+			a.Decisions[i].Void = why
+		}
+	}
+	return a
 }
 
 // SubjectHash is what an approver sees, signs and is bound to.
@@ -157,12 +183,7 @@ func decide(a Approval, e Event, now time.Time) (Approval, error) {
 	} else if err := checkEvidence(a, e, now); err != nil {
 		return a, err
 	}
-	a.Decisions = slices.Clone(a.Decisions)
-	for i, earlier := range a.Decisions {
-		if why := e.Void[earlier.Person]; why != "" && earlier.Void == "" {
-			a.Decisions[i].Void = why
-		}
-	}
+	a = a.without(e.Void)
 	a.Decisions = append(a.Decisions, d)
 	a.Version++
 	if e.To == Approved && a.Rule.satisfied(a.Decisions) {
@@ -238,12 +259,7 @@ func checkEvidence(a Approval, e Event, now time.Time) error {
 // satisfied says whether the approvals are enough: as many as needed, and, where
 // the rule says so, each from another group.
 func (r Rule) satisfied(decisions []Decision) bool {
-	var yes []Decision
-	for _, d := range decisions {
-		if d.Verdict == Approved && d.Void == "" {
-			yes = append(yes, d)
-		}
-	}
+	yes := counting(decisions)
 	if !r.DifferentGroups {
 		return len(yes) >= max(r.Needed, 1)
 	}
