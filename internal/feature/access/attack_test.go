@@ -56,6 +56,9 @@ func TestAnApprovalCountsOnlyWhileItsApproverStands(t *testing.T) {
 			_, err := h.approve(bob, asked.Approval)
 			fatal(t, err)
 			h.record(func(tx *store.Tx) ([]ledger.Entry, error) { return fall(h, tx, id(bob)) })
+			if shown, err := h.access.Show(ada, asked.Approval.ID); err != nil || len(shown.Approval.Agreed()) != 0 || shown.Approval.Decisions[0].Void == "" {
+				t.Errorf("it is shown as if bob's approval counted: %+v %v", shown.Approval.Decisions, err)
+			}
 			a, err := h.approve(carl, asked.Approval)
 			fatal(t, err)
 			if _, active := h.active(ada, "web-1"); active || a.State != approval.Requested || a.Decisions[0].Void == "" {
@@ -75,6 +78,40 @@ func TestAnApprovalCountsOnlyWhileItsApproverStands(t *testing.T) {
 			h.folds()
 		})
 	}
+}
+
+func TestWhoseKeyWasTakenAwayAgreesAgainWithAnotherAndCountsOnce(t *testing.T) {
+	h := build(t, twoNeeded...)
+	ada, bob, carl := h.person("ada"), h.person("bob", "operator"), h.person("carl", "operator")
+	asked := h.ask(ada, "it burns")
+	_, err := h.approve(bob, asked.Approval)
+	fatal(t, err)
+	if _, err := h.approve(bob, asked.Approval); fault.KindOf(err) != fault.Conflict {
+		t.Fatalf("bob agrees twice: %v", err)
+	}
+	h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		held, err := h.people.Credentials(tx, id(bob))
+		if err != nil {
+			return nil, err
+		}
+		entries, err := h.people.RevokeCredentialTx(tx, "system", held[0].ID, "stolen")
+		if err != nil {
+			return nil, err
+		}
+		return entries, h.deviceTx(tx, id(bob))
+	})
+	if shown, err := h.access.Show(bob, asked.Approval.ID); err != nil || shown.MayNot != nil {
+		t.Errorf("bob is told that he may not: %v %v", shown.MayNot, err)
+	}
+	a, err := h.approve(bob, asked.Approval)
+	if err != nil || len(a.Agreed()) != 1 || a.State != approval.Requested {
+		t.Fatalf("bob counts once: %+v %v", a, err)
+	}
+	a, err = h.approve(carl, asked.Approval)
+	if err != nil || a.State != approval.Approved || len(a.Authority().Signatures) != 2 {
+		t.Fatalf("bob and carl are two: %+v %v", a, err)
+	}
+	h.folds()
 }
 
 func TestNobodyAgreesForSomebodyWhoIsLocked(t *testing.T) {

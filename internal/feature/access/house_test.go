@@ -156,21 +156,30 @@ func (h *house) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
 // person adds somebody with a device key that is old enough to approve.
 func (h *house) person(name string, groups ...string) context.Context {
 	h.t.Helper()
-	_, private, err := ed25519.GenerateKey(rand.Reader)
-	fatal(h.t, err)
-	signer, err := ssh.NewSignerFromKey(private)
-	fatal(h.t, err)
 	var p identity.Person
 	h.record(func(tx *store.Tx) (entries []ledger.Entry, err error) {
 		if p, entries, err = h.people.AddTx(tx, identity.Principal{ID: "system"}, name, groups); err != nil {
 			return nil, err
 		}
-		_, err = tx.Exec(`INSERT INTO devices (id, person, name, public_key, fingerprint, created, may_approve_from, revoked, version) VALUES ($1, $2, 'laptop', $3, $4, 1, 1, 0, 1)`,
-			store.NewID('d'), p.ID, signer.PublicKey().Marshal(), ssh.FingerprintSHA256(signer.PublicKey()))
-		return entries, err
+		return entries, h.deviceTx(tx, p.ID)
 	})
-	h.keys[p.ID] = signer
 	return identity.WithPrincipal(h.t.Context(), identity.Principal{ID: p.ID, Name: p.Name, Kind: identity.KindPerson, Groups: p.Groups, Epoch: p.Epoch})
+}
+
+// deviceTx gives somebody a new device key, with which they sign from now on.
+func (h *house) deviceTx(tx *store.Tx, person string) error {
+	_, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return err
+	}
+	signer, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		return err
+	}
+	h.keys[person] = signer
+	_, err = tx.Exec(`INSERT INTO devices (id, person, name, public_key, fingerprint, created, may_approve_from, revoked, version) VALUES ($1, $2, 'laptop', $3, $4, 1, 1, 0, 1)`,
+		store.NewID('d'), person, signer.PublicKey().Marshal(), ssh.FingerprintSHA256(signer.PublicKey()))
+	return err
 }
 
 func id(ctx context.Context) string {

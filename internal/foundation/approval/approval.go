@@ -317,6 +317,10 @@ type Shown struct {
 // any more is shown as such, and cannot be agreed to: it must not hide the
 // others.
 func (s *Approvals) ShowTx(q store.Queryer, by identity.Principal, a Approval, now time.Time) (Shown, error) {
+	a, err := s.NowTx(q, a)
+	if err != nil {
+		return Shown{}, err
+	}
 	d, err := s.DescribeTx(q, a)
 	if err != nil {
 		d = Description{Subject: a.Subject, Summary: a.RequesterName + " asks for " + a.Kind, Details: []Detail{{Name: "cannot be shown", Value: err.Error()}}}
@@ -395,15 +399,24 @@ func (s *Approvals) voidTx(q store.Queryer, a Approval) (map[string]string, erro
 	return void, nil
 }
 
+// decidingTx is a request and who decides about it, as both are now.
+func (s *Approvals) decidingTx(tx *store.Tx, by identity.Principal, id string) (Approval, Voter, error) {
+	a, err := s.GetTx(tx, id)
+	if err != nil {
+		return Approval{}, Voter{}, err
+	}
+	if a, err = s.NowTx(tx, a); err != nil {
+		return Approval{}, Voter{}, err
+	}
+	voter, err := s.voterTx(tx, by, a, tx.Now())
+	return a, voter, err
+}
+
 // ApproveTx records that a person agrees to exactly these bytes. With the last
 // approval that is needed the kind carries it out, in this transaction. Only
 // what doorway let through may call it.
 func (s *Approvals) ApproveTx(tx *store.Tx, by identity.Principal, id string, hash []byte, ev Evidence) (Approval, []ledger.Entry, error) {
-	a, err := s.GetTx(tx, id)
-	if err != nil {
-		return Approval{}, nil, err
-	}
-	voter, err := s.voterTx(tx, by, a, tx.Now())
+	a, voter, err := s.decidingTx(tx, by, id)
 	if err != nil {
 		return Approval{}, nil, err
 	}
@@ -414,11 +427,7 @@ func (s *Approvals) ApproveTx(tx *store.Tx, by identity.Principal, id string, ha
 	if err != nil {
 		return Approval{}, nil, err
 	}
-	void, err := s.voidTx(tx, a)
-	if err != nil {
-		return Approval{}, nil, err
-	}
-	a, err = Step(a, Event{To: Approved, By: voter, Hash: hash, Void: void}, tx.Now())
+	a, err = Step(a, Event{To: Approved, By: voter, Hash: hash}, tx.Now())
 	if err != nil {
 		return Approval{}, nil, err
 	}
@@ -427,11 +436,7 @@ func (s *Approvals) ApproveTx(tx *store.Tx, by identity.Principal, id string, ha
 
 // DenyTx records that a person refuses; one refusal ends the request.
 func (s *Approvals) DenyTx(tx *store.Tx, by identity.Principal, id, reason string) (Approval, []ledger.Entry, error) {
-	a, err := s.GetTx(tx, id)
-	if err != nil {
-		return Approval{}, nil, err
-	}
-	voter, err := s.voterTx(tx, by, a, tx.Now())
+	a, voter, err := s.decidingTx(tx, by, id)
 	if err != nil {
 		return Approval{}, nil, err
 	}

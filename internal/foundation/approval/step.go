@@ -136,9 +136,6 @@ type Event struct {
 	By     Voter
 	Hash   []byte // Approved: what the approver saw
 	Reason string
-	// Void is whose earlier approval counts no more, and why: between the first
-	// approval and the last somebody can be locked, regrouped, or lose the key.
-	Void map[string]string
 }
 
 // Step applies an event. It is pure: the same arguments give the same result,
@@ -183,8 +180,7 @@ func decide(a Approval, e Event, now time.Time) (Approval, error) {
 	} else if err := checkEvidence(a, e, now); err != nil {
 		return a, err
 	}
-	a = a.without(e.Void)
-	a.Decisions = append(a.Decisions, d)
+	a.Decisions = append(slices.Clone(a.Decisions), d)
 	a.Version++
 	if e.To == Approved && a.Rule.satisfied(a.Decisions) {
 		a.State, a.Decided = Approved, at
