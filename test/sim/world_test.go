@@ -340,7 +340,7 @@ func (w *world) see(s *server) (saw, error) {
 	if x.open, err = stillOpen(s); err != nil {
 		return x, err
 	}
-	x.grants, err = s.access.List(w.who("auditor", 0).in(s), false, false)
+	x.grants, err = s.access.List(w.who("auditor", 0).in(s), access.Filter{})
 	return x, err
 }
 

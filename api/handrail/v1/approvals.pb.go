@@ -50,6 +50,7 @@ type Approval struct {
 	Ended           *timestamppb.Timestamp `protobuf:"bytes,22,opt,name=ended,proto3" json:"ended,omitempty"`                                  // when it was decided, lapsed or withdrawn
 	EndedByName     string                 `protobuf:"bytes,23,opt,name=ended_by_name,json=endedByName,proto3" json:"ended_by_name,omitempty"` // who withdrew it; decisions say who decided
 	EndedWhy        string                 `protobuf:"bytes,24,opt,name=ended_why,json=endedWhy,proto3" json:"ended_why,omitempty"`
+	Agreed          uint32                 `protobuf:"varint,25,opt,name=agreed,proto3" json:"agreed,omitempty"` // how many approvals count, of those needed
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -252,6 +253,13 @@ func (x *Approval) GetEndedWhy() string {
 	return ""
 }
 
+func (x *Approval) GetAgreed() uint32 {
+	if x != nil {
+		return x.Agreed
+	}
+	return 0
+}
+
 type Detail struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -313,6 +321,7 @@ type Decision struct {
 	At            *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=at,proto3" json:"at,omitempty"`
 	Void          string                 `protobuf:"bytes,7,opt,name=void,proto3" json:"void,omitempty"`                         // why it counts no more: locked, regrouped, or the key taken away since
 	SignedBy      string                 `protobuf:"bytes,6,opt,name=signed_by,json=signedBy,proto3" json:"signed_by,omitempty"` // passkey, device, login (bootstrap only)
+	Counts        bool                   `protobuf:"varint,8,opt,name=counts,proto3" json:"counts,omitempty"`                    // approved, and not void
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -394,6 +403,13 @@ func (x *Decision) GetSignedBy() string {
 		return x.SignedBy
 	}
 	return ""
+}
+
+func (x *Decision) GetCounts() bool {
+	if x != nil {
+		return x.Counts
+	}
+	return false
 }
 
 type ListApprovalsRequest struct {
@@ -968,7 +984,7 @@ var File_handrail_v1_approvals_proto protoreflect.FileDescriptor
 
 const file_handrail_v1_approvals_proto_rawDesc = "" +
 	"\n" +
-	"\x1bhandrail/v1/approvals.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xdf\x06\n" +
+	"\x1bhandrail/v1/approvals.proto\x12\vhandrail.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19handrail/v1/options.proto\"\xf7\x06\n" +
 	"\bApproval\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -996,10 +1012,11 @@ const file_handrail_v1_approvals_proto_rawDesc = "" +
 	"\x10requester_signed\x18\x15 \x01(\bR\x0frequesterSigned\x120\n" +
 	"\x05ended\x18\x16 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\"\n" +
 	"\rended_by_name\x18\x17 \x01(\tR\vendedByName\x12\x1b\n" +
-	"\tended_why\x18\x18 \x01(\tR\bendedWhy:\x04\xd8\xf3\x18\x02\"8\n" +
+	"\tended_why\x18\x18 \x01(\tR\bendedWhy\x12\x16\n" +
+	"\x06agreed\x18\x19 \x01(\rR\x06agreed:\x04\xd8\xf3\x18\x02\"8\n" +
 	"\x06Detail\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x04\xd8\xf3\x18\x02\"\xd8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x04\xd8\xf3\x18\x02\"\xf0\x01\n" +
 	"\bDecision\x12\x16\n" +
 	"\x06person\x18\x01 \x01(\tR\x06person\x12\x1f\n" +
 	"\vperson_name\x18\x02 \x01(\tR\n" +
@@ -1008,7 +1025,8 @@ const file_handrail_v1_approvals_proto_rawDesc = "" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12*\n" +
 	"\x02at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
 	"\x04void\x18\a \x01(\tR\x04void\x12\x1b\n" +
-	"\tsigned_by\x18\x06 \x01(\tR\bsignedBy:\x04\xd8\xf3\x18\x02\"9\n" +
+	"\tsigned_by\x18\x06 \x01(\tR\bsignedBy\x12\x16\n" +
+	"\x06counts\x18\b \x01(\bR\x06counts:\x04\xd8\xf3\x18\x02\"9\n" +
 	"\x14ListApprovalsRequest\x12\x1b\n" +
 	"\topen_only\x18\x01 \x01(\bR\bopenOnly:\x04\xd8\xf3\x18\x01\"R\n" +
 	"\x15ListApprovalsResponse\x123\n" +

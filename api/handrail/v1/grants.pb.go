@@ -420,8 +420,10 @@ func (x *GrantTarget) GetServer() bool {
 
 type ListGrantsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	OpenOnly      bool                   `protobuf:"varint,1,opt,name=open_only,json=openOnly,proto3" json:"open_only,omitempty"`
+	OpenOnly      bool                   `protobuf:"varint,1,opt,name=open_only,json=openOnly,proto3" json:"open_only,omitempty"` // live, or with a review owed
 	Mine          bool                   `protobuf:"varint,2,opt,name=mine,proto3" json:"mine,omitempty"`
+	InForce       bool                   `protobuf:"varint,3,opt,name=in_force,json=inForce,proto3" json:"in_force,omitempty"`   // active or paused
+	AgreedBy      string                 `protobuf:"bytes,4,opt,name=agreed_by,json=agreedBy,proto3" json:"agreed_by,omitempty"` // name or id of somebody whose approval of it counts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -468,6 +470,20 @@ func (x *ListGrantsRequest) GetMine() bool {
 		return x.Mine
 	}
 	return false
+}
+
+func (x *ListGrantsRequest) GetInForce() bool {
+	if x != nil {
+		return x.InForce
+	}
+	return false
+}
+
+func (x *ListGrantsRequest) GetAgreedBy() string {
+	if x != nil {
+		return x.AgreedBy
+	}
+	return ""
 }
 
 type ListGrantsResponse struct {
@@ -1392,10 +1408,12 @@ const file_handrail_v1_grants_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
 	"\venvironment\x18\x03 \x01(\tR\venvironment\x12\x14\n" +
 	"\x05scope\x18\x04 \x01(\tR\x05scope\x12\x16\n" +
-	"\x06server\x18\x05 \x01(\bR\x06server:\x04\xd8\xf3\x18\x02\"J\n" +
+	"\x06server\x18\x05 \x01(\bR\x06server:\x04\xd8\xf3\x18\x02\"\x82\x01\n" +
 	"\x11ListGrantsRequest\x12\x1b\n" +
 	"\topen_only\x18\x01 \x01(\bR\bopenOnly\x12\x12\n" +
-	"\x04mine\x18\x02 \x01(\bR\x04mine:\x04\xd8\xf3\x18\x01\"F\n" +
+	"\x04mine\x18\x02 \x01(\bR\x04mine\x12\x19\n" +
+	"\bin_force\x18\x03 \x01(\bR\ainForce\x12\x1b\n" +
+	"\tagreed_by\x18\x04 \x01(\tR\bagreedBy:\x04\xd8\xf3\x18\x02\"F\n" +
 	"\x12ListGrantsResponse\x12*\n" +
 	"\x06grants\x18\x01 \x03(\v2\x12.handrail.v1.GrantR\x06grants:\x04\xd8\xf3\x18\x02\"'\n" +
 	"\x0fGetGrantRequest\x12\x0e\n" +

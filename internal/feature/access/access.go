@@ -13,7 +13,6 @@ package access
 import (
 	"context"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -300,32 +299,4 @@ func (x *Access) Get(ctx context.Context, id string) (Grant, error) {
 		return err
 	})
 	return g, err
-}
-
-// maxListed bounds a list.
-const maxListed = 500
-
-// List returns grants, newest first: open ones (live, or with a review owed) or
-// all; one's own or everybody's.
-func (x *Access) List(ctx context.Context, openOnly, mine bool) ([]Grant, error) {
-	by, err := actor(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if err := x.d.Door.Read(ctx, doorway.Act{Action: "grants.list", By: by}); err != nil {
-		return nil, err
-	}
-	person := ""
-	if mine {
-		person = by.ID
-	}
-	var list []Grant
-	err = x.d.Store.View(ctx, func(v *store.View) (err error) {
-		list, err = find(v, `WHERE g.person = $1 OR $2 ORDER BY g.requested DESC, g.id LIMIT $3`, person, !mine, maxListed)
-		return err
-	})
-	if openOnly {
-		list = slices.DeleteFunc(list, func(g Grant) bool { return !g.Live() && g.State != InReview })
-	}
-	return list, err
 }

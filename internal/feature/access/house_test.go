@@ -295,7 +295,7 @@ func (h *house) unfolded(auditor context.Context) (wrong []string) {
 	mrand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	folded, err := access.Fold(all)
 	fatal(h.t, err)
-	rows, err := h.access.List(auditor, false, false)
+	rows, err := h.access.List(auditor, access.Filter{})
 	fatal(h.t, err)
 	if len(rows) != len(folded) {
 		wrong = append(wrong, fmt.Sprintf("%d grants in the table, %d in the ledger", len(rows), len(folded)))

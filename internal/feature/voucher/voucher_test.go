@@ -215,7 +215,7 @@ func TestWhatAHostRecordedComesBackWholeAndOwesAReview(t *testing.T) {
 	if len(offline) != 1 || offline[0].Parsed.Outcome != ledger.OK || !strings.Contains(string(offline[0].Payload), `"whole":true`) {
 		t.Errorf("%+v", offline)
 	}
-	grants := must(w.access.List(identity.WithPrincipal(t.Context(), ada), true, true))
+	grants := must(w.access.List(identity.WithPrincipal(t.Context(), ada), access.Filter{Open: true, Mine: true}))
 	if len(grants) != 1 || grants[0].State != access.InReview || grants[0].ID != info.Grant || !grants[0].Root {
 		t.Errorf("%+v", grants)
 	}

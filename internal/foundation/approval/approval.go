@@ -297,6 +297,26 @@ func (s *Approvals) ListTx(q store.Queryer, openOnly bool) ([]Approval, error) {
 	return list, nil
 }
 
+// AgreedTx are the requests, by id, that somebody's approval counts for now.
+func (s *Approvals) AgreedTx(q store.Queryer, person string) (map[string]bool, error) {
+	rows, err := store.All[row](q, selectRow+`WHERE body LIKE $1`, `%"person":"`+person+`"%`) // those that name them at all
+	if err != nil {
+		return nil, err
+	}
+	agreed := map[string]bool{}
+	for _, r := range rows {
+		a, err := r.approval()
+		if err != nil {
+			return nil, err
+		}
+		if a, err = s.NowTx(q, a); err != nil {
+			return nil, err
+		}
+		agreed[a.ID] = slices.ContainsFunc(a.Agreed(), func(d Decision) bool { return d.Person == person })
+	}
+	return agreed, nil
+}
+
 // DescribeTx says what an approver is shown.
 func (s *Approvals) DescribeTx(q store.Queryer, a Approval) (Description, error) {
 	k, known := s.kinds[a.Kind]

@@ -223,8 +223,8 @@ func (f *fakeApprovals) Approve(ctx context.Context, r *v1.ApproveRequest) (*v1.
 	if !signed || a.RequesterName == me(ctx) {
 		return nil, deniedHere("approve " + r.Id)
 	}
-	a.State = "approved"
-	a.Decisions = append(a.Decisions, &v1.Decision{PersonName: me(ctx), Verdict: "approved", At: timestamppb.Now(), SignedBy: "device"})
+	a.State, a.Agreed = "approved", a.Agreed+1
+	a.Decisions = append(a.Decisions, &v1.Decision{PersonName: me(ctx), Verdict: "approved", At: timestamppb.Now(), SignedBy: "device", Counts: true})
 	if g := f.grant(a.Subject); g != nil {
 		g.State, g.Starts, g.Expires = "active", timestamppb.Now(), timestamppb.New(time.Now().Add(30*time.Minute))
 	}

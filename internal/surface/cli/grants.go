@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -29,12 +28,9 @@ func (t *tool) grantsCommand() *cobra.Command {
 			if len(args) == 1 {
 				return t.showGrant(cmd.Context(), c, args[0])
 			}
-			answer, err := c.grants.List(cmd.Context(), &v1.ListGrantsRequest{OpenOnly: !all, Mine: mine})
+			answer, err := c.grants.List(cmd.Context(), &v1.ListGrantsRequest{OpenOnly: !all, Mine: mine, AgreedBy: by})
 			if err != nil {
 				return err
-			}
-			if by != "" {
-				answer.Grants = slices.DeleteFunc(answer.Grants, func(g *v1.Grant) bool { return !agreedBy(g, by) })
 			}
 			return t.emit(answer, t.grantTable(answer.Grants))
 		})
@@ -75,37 +71,27 @@ func (t *tool) grantTable(grants []*v1.Grant) *table {
 	return tb
 }
 
-// standing are the approvals of a grant that count.
-func standing(g *v1.Grant) []*v1.Decision {
-	return slices.DeleteFunc(slices.Clone(g.Decisions), func(d *v1.Decision) bool { return d.Verdict != "approved" || d.Void != "" })
-}
-
 // agreed is who agreed to a grant.
 func agreed(g *v1.Grant) string {
 	var names []string
-	for _, d := range standing(g) {
-		names = append(names, d.PersonName)
+	for _, d := range g.Decisions {
+		if d.Counts {
+			names = append(names, d.PersonName)
+		}
 	}
 	return strings.Join(names, ", ")
-}
-
-// agreedBy says whether a person, by id or name, agreed to a grant.
-func agreedBy(g *v1.Grant, person string) bool {
-	return slices.ContainsFunc(standing(g), func(d *v1.Decision) bool { return d.Person == person || d.PersonName == person })
 }
 
 // onWordOf are the grants in force that somebody who is locked now agreed to:
 // a lock does not end them, so whoever locks looks at them.
 func (c *client) onWordOf(ctx context.Context, person string) ([]string, error) {
-	answer, err := c.grants.List(ctx, &v1.ListGrantsRequest{OpenOnly: true})
+	answer, err := c.grants.List(ctx, &v1.ListGrantsRequest{InForce: true, AgreedBy: person})
 	if err != nil {
 		return nil, err
 	}
 	var ids []string
 	for _, g := range answer.Grants {
-		if (g.State == "active" || g.State == "paused") && agreedBy(g, person) {
-			ids = append(ids, g.Id)
-		}
+		ids = append(ids, g.Id)
 	}
 	return ids, nil
 }

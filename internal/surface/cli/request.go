@@ -75,20 +75,11 @@ func (t *tool) requestTable(approvals []*v1.Approval) *table {
 			you = mayNot(a)
 		}
 		row := cells(a.Id, "", a.RequesterName, a.Summary, t.at(a.Requested), t.at(a.Lapses), you, a.Kind, a.Subject,
-			fmt.Sprintf("%d of %d", approvedBy(a), max(a.Needed, 1)), strings.Join(a.NeededGroups, ","))
+			fmt.Sprintf("%d of %d", a.Agreed, max(a.Needed, 1)), strings.Join(a.NeededGroups, ","))
 		row[1] = state(a.State)
 		tb.add(a.Id, row)
 	}
 	return tb
-}
-
-func approvedBy(a *v1.Approval) (n int) {
-	for _, d := range a.Decisions {
-		if d.Verdict == "approved" && d.Void == "" {
-			n++
-		}
-	}
-	return n
 }
 
 // requestView is all that an approver needs: what exactly, what it grants, and
@@ -286,7 +277,7 @@ func (t *tool) decided(a *v1.Approval) view {
 	s := &sheet{id: a.GetId()}
 	s.put("request", a.GetId()).toned("state", a.GetState(), stateTone[a.GetState()]).put("what", a.GetSummary())
 	if a.GetState() == "requested" {
-		s.put("approvals", fmt.Sprintf("%d of %d", approvedBy(a), max(a.GetNeeded(), 1)))
+		s.put("approvals", fmt.Sprintf("%d of %d", a.GetAgreed(), max(a.GetNeeded(), 1)))
 	}
 	return s
 }

@@ -114,8 +114,8 @@ func approvalMessage(s approval.Shown, names *names) *handrailv1.Approval {
 		GrantsLine: d.Grants, CannotContain: d.CannotContain, Needed: uint32(a.Rule.Needed), NeededGroups: a.Rule.Groups,
 		Subject: a.Subject, PasskeyRequired: a.Rule.Passkey, MayDecide: s.MayNot == nil,
 		Details:   each(d.Details, func(l approval.Detail) *handrailv1.Detail { return &handrailv1.Detail{Name: l.Name, Value: l.Value} }),
-		Decisions: each(a.Decisions, decisionMessage),
-		Request:   a.Request, RequesterSigned: a.Signed != nil,
+		Decisions: each(a.Decisions, decisionMessage), Agreed: uint32(len(a.Agreed())),
+		Request: a.Request, RequesterSigned: a.Signed != nil,
 		Ended: stamp(a.Decided), EndedByName: names.name(a.EndedBy), EndedWhy: a.EndedWhy,
 	}
 	if s.MayNot != nil {
@@ -126,6 +126,6 @@ func approvalMessage(s approval.Shown, names *names) *handrailv1.Approval {
 
 func decisionMessage(d approval.Decision) *handrailv1.Decision {
 	return &handrailv1.Decision{
-		Person: d.Person, PersonName: d.Name, Verdict: string(d.Verdict), Reason: d.Reason, At: stamp(d.At), SignedBy: d.SignedBy(), Void: d.Void,
+		Person: d.Person, PersonName: d.Name, Verdict: string(d.Verdict), Reason: d.Reason, At: stamp(d.At), SignedBy: d.SignedBy(), Void: d.Void, Counts: d.Counts(),
 	}
 }

@@ -18,7 +18,7 @@ import (
 type grants struct{ d *Deps }
 
 func (s grants) List(ctx context.Context, r *handrailv1.ListGrantsRequest) (*handrailv1.ListGrantsResponse, error) {
-	all, err := s.d.Access.List(ctx, r.OpenOnly, r.Mine)
+	all, err := s.d.Access.List(ctx, access.Filter{Open: r.OpenOnly, InForce: r.InForce, Mine: r.Mine, AgreedBy: r.AgreedBy})
 	if err != nil {
 		return nil, err
 	}
@@ -159,6 +159,9 @@ func (s grants) messages(ctx context.Context, all []access.Grant) ([]*handrailv1
 			}
 			a, err := s.d.Approvals.GetTx(v, g.Approval)
 			if err != nil {
+				return err
+			}
+			if a, err = s.d.Approvals.NowTx(v, a); err != nil {
 				return err
 			}
 			out[i].Decisions = each(a.Decisions, decisionMessage)

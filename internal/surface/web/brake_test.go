@@ -45,7 +45,7 @@ func TestBrakesOfThePageWorkAtAServerThatIsCutOff(t *testing.T) {
 // Where pages can be had, a brake goes on to the usual one.
 func TestABrakeGoesOnToItsPage(t *testing.T) {
 	for path, want := range map[string]string{
-		"/people/grace/lock": "/people?ok=locked", "/sessions/s-4f9k2m7x/pause": "/sessions/s-4f9k2m7x?ok=paused", "/grants/g-8d3f1k6q/revoke": "/grants/g-8d3f1k6q?ok=revoked",
+		"/people/linus/lock": "/people?ok=locked", "/people/grace/lock": "/approvals?ok=locked-agreed", "/sessions/s-4f9k2m7x/pause": "/sessions/s-4f9k2m7x?ok=paused", "/grants/g-8d3f1k6q/revoke": "/grants/g-8d3f1k6q?ok=revoked",
 	} {
 		resp, _ := open(t, fake.Busy, "ada").post(path, url.Values{"reason": {"lost laptop"}})
 		if to := resp.Header.Get("Location"); resp.StatusCode != http.StatusSeeOther || to != want {

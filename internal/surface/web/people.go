@@ -3,7 +3,6 @@ package web
 import (
 	"context"
 	"net/http"
-	"slices"
 
 	v1 "handrail.dev/handrail/api/handrail/v1"
 )
@@ -85,12 +84,8 @@ func (s *site) lockPerson(v *visit) error {
 func (s *site) stillAgreed(v *visit, person string) bool {
 	ctx, cancel := context.WithTimeout(v.ctx, pagePatience)
 	defer cancel()
-	got, err := s.grants.List(ctx, &v1.ListGrantsRequest{OpenOnly: true})
-	return err == nil && slices.ContainsFunc(got.Grants, func(g *v1.Grant) bool {
-		return (g.State == "active" || g.State == "paused") && slices.ContainsFunc(g.Decisions, func(d *v1.Decision) bool {
-			return d.Person == person && d.Verdict == "approved" && d.Void == ""
-		})
-	})
+	got, err := s.grants.List(ctx, &v1.ListGrantsRequest{InForce: true, AgreedBy: person})
+	return err == nil && len(got.Grants) > 0
 }
 
 func (s *site) unlockPerson(v *visit) error {

@@ -197,6 +197,22 @@ func TestFormsOfOtherSitesAreRefused(t *testing.T) {
 	}
 }
 
+func TestAnApprovalThatCountsNoMoreIsShownAsSuch(t *testing.T) {
+	b := open(t, fake.Busy, "ada")
+	for path, want := range map[string][]string{
+		"/approvals":            {"0 of 2"},
+		"/approvals/a-2q9w4e1r": {"0 of 2", "counts no more: they left admin since"},
+		"/approvals/a-3e7r2t5w": {"1 of 1"},
+	} {
+		_, body := b.get(path)
+		for _, text := range want {
+			if !strings.Contains(body, text) {
+				t.Errorf("%s does not say %q", path, text)
+			}
+		}
+	}
+}
+
 func TestARefusalSaysWhatWhyAndWhatNext(t *testing.T) {
 	b := open(t, fake.Busy, "ada")
 	resp, body := b.post("/hosts/web-1/open", url.Values{"level": {"write"}})

@@ -419,7 +419,7 @@ func grantEndWord(g *v1.Grant) string {
 func agreedTo(g *v1.Grant) string {
 	var names []string
 	for _, d := range g.Decisions {
-		if d.Verdict == "approved" && d.Void == "" {
+		if d.Counts {
 			names = append(names, d.PersonName)
 		}
 	}
@@ -427,9 +427,11 @@ func agreedTo(g *v1.Grant) string {
 }
 
 func decidersOf(a *v1.Approval) string {
-	names := make([]string, 0, len(a.Decisions))
+	var names []string
 	for _, d := range a.Decisions {
-		names = append(names, d.PersonName)
+		if d.Void == "" {
+			names = append(names, d.PersonName)
+		}
 	}
 	if len(names) == 0 {
 		return ""

@@ -3,6 +3,7 @@ package fake
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -148,10 +149,15 @@ type grants struct {
 	a *API
 }
 
-func (g grants) List(context.Context, *v1.ListGrantsRequest) (*v1.ListGrantsResponse, error) {
+func (g grants) List(_ context.Context, r *v1.ListGrantsRequest) (*v1.ListGrantsResponse, error) {
 	g.a.mu.Lock()
 	defer g.a.mu.Unlock()
-	return &v1.ListGrantsResponse{Grants: copies(g.a.grants)}, nil
+	return &v1.ListGrantsResponse{Grants: slices.DeleteFunc(copies(g.a.grants), func(x *v1.Grant) bool {
+		agreed := r.AgreedBy == "" || slices.ContainsFunc(x.Decisions, func(d *v1.Decision) bool {
+			return d.Counts && (d.Person == r.AgreedBy || d.PersonName == r.AgreedBy)
+		})
+		return !agreed || r.InForce && x.State != "active" && x.State != "paused"
+	})}, nil
 }
 
 func (g grants) one(id string) *v1.Grant {
@@ -260,8 +266,8 @@ func (p approvals) Approve(ctx context.Context, r *v1.ApproveRequest) (*v1.Appro
 		return nil, wrong(fault.New(fault.Denied, "cannot approve %s: nobody signed", r.Id))
 	}
 	me := p.a.person(self(ctx))
-	x.State, x.MayDecide = "approved", false
-	x.Decisions = append(x.Decisions, &v1.Decision{Person: me.Id, PersonName: me.Name, Verdict: "approved", At: p.a.at(0), SignedBy: "passkey"})
+	x.State, x.MayDecide, x.Agreed = "approved", false, x.Agreed+1
+	x.Decisions = append(x.Decisions, &v1.Decision{Person: me.Id, PersonName: me.Name, Verdict: "approved", At: p.a.at(0), SignedBy: "passkey", Counts: true})
 	p.a.changed("approvals")
 	return &v1.ApproveResponse{Approval: copyOf(x)}, nil
 }
