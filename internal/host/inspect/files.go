@@ -149,6 +149,9 @@ func (p *plan) closed(path string, st *unix.Stat_t) bool {
 // session: the modes of the host hold.
 func (p *plan) path(a *answer, path string) error {
 	a.end.Method = "as an account of its own, which may no more than a read-only shell, outside of the secret paths"
+	if p.Weak {
+		a.end.Method = "as this node's own account, outside of the secret paths"
+	}
 	path = filepath.Clean(path)
 	if err := unseen(path, path); err != nil {
 		return err

@@ -113,7 +113,9 @@ func fail(err error) {
 // prepare finds out which process is meant and becomes who looks. It reads only
 // what the kernel says of processes.
 func prepare() error {
-	conn, err := net.FileConn(os.NewFile(orderFD, "order"))
+	order := os.NewFile(orderFD, "order")
+	defer runtime.KeepAlive(order) // the next one is born with it: whoever forgets a file closes it, sooner or later
+	conn, err := net.FileConn(order)
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot begin to look")
 	}
@@ -200,12 +202,12 @@ func (p *plan) become(who sandbox.Look, pidfd int) error {
 	if err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot hand over what to look at")
 	}
-	self, err := unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fault.Wrap(fault.Internal, err, "cannot find this executable")
-	}
 	if err := inherit(map[int]int{planFD: memfd, pidFD: pidfd, rootFD: root}); err != nil {
 		return err
+	}
+	self, err := unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0) // after the others have their places
+	if err != nil {
+		return fault.Wrap(fault.Internal, err, "cannot find this executable")
 	}
 	if p.Weak {
 		_ = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

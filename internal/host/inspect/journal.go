@@ -35,6 +35,9 @@ func (p *plan) journal(a *answer) error {
 		return p.path(a, logFolder)
 	}
 	a.end.Method = "journalctl, as an account of its own with the groups of a read session"
+	if p.Weak {
+		a.end.Method = "journalctl, as this node's own account"
+	}
 	return p.query(a, tool)
 }
 
