@@ -178,6 +178,10 @@ func (n nodes) visit(ctx context.Context, pass doorway.Pass, h target.Host, bulk
 	if err != nil {
 		return nil, wire.Refusal(err), err
 	}
+	if err := visitor(h, n.f.Node(h.ID).Trial); err != nil { // it may have come when the host was another
+		leave()
+		return nil, wire.Refusal(err), err
+	}
 	s, answer, err := n.start(ctx, pass, h.ID, bulk)
 	if err != nil {
 		leave()
@@ -199,8 +203,8 @@ func (v visited) Close() error {
 
 // visitor says whether a node may be that of a visit. The host's row stays as
 // it is: the node goes.
-func visitor(h target.Host, hello wire.Hello) error {
-	if hello.Trial && h.Environment == "production" {
+func visitor(h target.Host, trial bool) error {
+	if trial && h.Environment == "production" {
 		return fault.New(fault.Denied, "cannot admit a node of %s, which is production: it runs without root, which is for trial only", h.Name).
 			WithHint("let its account use sudo without a password, or: handrail host adopt %s", h.Name)
 	}

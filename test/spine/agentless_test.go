@@ -99,6 +99,29 @@ func TestANodeComesForTheLengthOfASession(t *testing.T) {
 	ada.ok("ledger", "verify")
 }
 
+func TestALookWithoutRootSaysSoAndIsNotForProduction(t *testing.T) {
+	needRoot(t)
+	sshd.Need(t)
+	i := up(t, t.TempDir())
+	i.needShells()
+	ada := i.first()
+	server := sshd.Start(t)
+	account := sshd.Account(t, "hr-r")
+	ada.ok("host", "add", "db-7", "--ssh", account+"@"+server.Address, "--host-key", server.Key, "--env", "dev", "--ssh-node")
+	ada.trusts(t, "db-7")
+	if r := ada.run("inspect", "db-7", "files", "/etc/hostname"); r.code != 0 || strings.TrimSpace(r.out) == "" || !strings.Contains(r.err, "has no root here") {
+		t.Fatalf("exit %d\n%s%s\n%s", r.code, r.out, r.err, i.errs)
+	}
+	if r := ada.run("inspect", "db-7", "env", aSleeper(t, "LANG=C")); r.code == 0 || !strings.Contains(r.err, "permission denied") {
+		t.Errorf("another account's process: exit %d\n%s%s", r.code, r.out, r.err)
+	}
+	ada.ok("host", "set", "db-7", "--env", "production") // the node is still there
+	if r := ada.refused(3, "inspect", "db-7", "files", "/etc/hostname"); r.out != "" || !strings.Contains(r.err, "which is production") {
+		t.Errorf("production: %s%s", r.out, r.err)
+	}
+	ada.ok("ledger", "verify")
+}
+
 // recordedAs is the look of which a command spoke.
 func recordedAs(t *testing.T, said string) string {
 	t.Helper()
