@@ -2,6 +2,7 @@ package spine_test
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,8 +23,9 @@ func (p person) invite(args ...string) string {
 	return invited.Token
 }
 
-// labHost starts another host that joins with token and runs its node.
-func (i *installation) labHost(name, token string) (*lab.Host, *lockedBuffer) {
+// labHost starts another host that joins with token and runs its node. Files are
+// in its /etc before.
+func (i *installation) labHost(name, token string, files ...map[string]string) (*lab.Host, *lockedBuffer) {
 	i.t.Helper()
 	said := &lockedBuffer{}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -31,9 +33,13 @@ func (i *installation) labHost(name, token string) (*lab.Host, *lockedBuffer) {
 	const data = "/var/lib/handrail-node"
 	script := "set -e; " + lab.ProgramPath + " join --data " + data + " --name " + name + " --token-file /etc/handrail-token; " +
 		"rm /etc/handrail-token; exec " + lab.ProgramPath + " node --data " + data
+	all := map[string]string{"/etc/handrail-token": token + "\n"}
+	for _, more := range files {
+		maps.Copy(all, more)
+	}
 	h, err := lab.Start(ctx, lab.Config{
 		Name: name, Dir: i.t.TempDir(), Program: binary, Run: []string{"/bin/sh", "-c", script},
-		Files: map[string]string{"/etc/handrail-token": token + "\n"}, Hide: []string{i.data}, Stdout: said, Stderr: said,
+		Files: all, Hide: []string{i.data}, Stdout: said, Stderr: said,
 	})
 	if err != nil {
 		i.t.Fatal(err)
