@@ -8,9 +8,12 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"strings"
 
+	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/keyring"
+	"handrail.dev/handrail/internal/foundation/target"
 )
 
 // onlyOurNames answers only requests for a name of this installation. A site
@@ -41,6 +44,21 @@ func (s *Server) onlyOurNames(next http.Handler) http.Handler {
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// ownName is what this machine calls itself, if that can be the name of a host
+// and of a ledger: neither changes later. A kernel that nobody told says "(none)".
+func ownName() (string, error) {
+	said, err := os.Hostname()
+	name := strings.ToLower(said)
+	if err == nil {
+		err = target.ValidName(name)
+	}
+	if err != nil {
+		return "", fault.New(fault.Invalid, "cannot start: this machine calls itself %.80q, which cannot be the name of a host", said).
+			WithHint("hostname NAME   # letters, digits and . _ -; the same name in /etc/hostname makes it last")
+	}
+	return name, nil
 }
 
 // bareName is a host without port, brackets, case and the dot of the root.

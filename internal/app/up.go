@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -174,11 +173,11 @@ func makeKeys(at role.Place) error {
 		}
 		return nil
 	}
-	host, err := os.Hostname()
-	if err != nil || host == "" {
-		host = "localhost"
+	host, err := ownName()
+	if err != nil {
+		return err
 	}
-	if err := keyring.Init(p.keys(), p.rootKey(), "handrail/"+strings.ToLower(host)); err != nil {
+	if err := keyring.Init(p.keys(), p.rootKey(), "handrail/"+host); err != nil {
 		return err
 	}
 	if at.Root {
@@ -329,7 +328,10 @@ func (s *supervisor) joinSelf(ctx context.Context) error {
 	if s.at.Joined() {
 		return nil
 	}
-	host, _ := os.Hostname()
+	host, err := ownName()
+	if err != nil {
+		return err
+	}
 	answer, err := askLocal(ctx, s.at.Dir, "join", localQuestion{Hostname: host, Mode: s.mode(), Trial: s.mode() != wire.ModeRoot})
 	if err != nil {
 		return err

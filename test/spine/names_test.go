@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/coder/websocket"
@@ -152,5 +154,22 @@ func TestAnAttachStreamIsForOnePageAndOneUse(t *testing.T) {
 	}
 	if _, code := i.attach(i.page, "", a.Session.ID, other.Ticket); code != http.StatusUnauthorized {
 		t.Errorf("a ticket of another session works: %d", code)
+	}
+}
+
+// A kernel that nobody gave a name calls itself "(none)".
+func TestAMachineWithoutANameIsToldToTakeOne(t *testing.T) {
+	needRoot(t)
+	data := t.TempDir() + "/data"
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "sh", "-c", `echo "(none)" > /proc/sys/kernel/hostname && exec "$0" up --data "$1" --listen 127.0.0.1:0 --ssh-listen 127.0.0.1:0`, binary, data)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUTS}
+	r := finish(t, cmd)
+	if r.code != 2 || !strings.Contains(r.err, "next: hostname NAME") {
+		t.Errorf("exit %d: %s%s", r.code, r.out, r.err)
+	}
+	if _, err := os.Stat(data + "/server/keys"); err == nil {
+		t.Error("it made keys in that name")
 	}
 }

@@ -82,6 +82,9 @@ func TestAnInviteIsRedeemedOnce(t *testing.T) {
 	if err := redeem("guess", "web-1"); fault.KindOf(err) != fault.Unauthenticated {
 		t.Errorf("a guessed secret: %v", err)
 	}
+	if err := redeem(secret, "(none)"); fault.KindOf(err) != fault.Invalid || !strings.Contains(fault.From(err).Hint, "--name") {
+		t.Errorf("a kernel without a name: %v, %q", err, fault.From(err).Hint)
+	}
 	if err := redeem(secret, "Web-1"); err != nil {
 		t.Fatal(err)
 	}

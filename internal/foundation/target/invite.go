@@ -149,6 +149,10 @@ func (h *Hosts) RedeemInviteTx(tx *store.Tx, secret, hostname string, here bool)
 	name := row.Name
 	if name == "" {
 		name = hostname
+		if err := ValidName(Host{Name: name}.normal().Name); err != nil {
+			return Host{}, ledger.Entry{}, fault.New(fault.Invalid, "cannot join: the machine calls itself %.80q, which cannot be the name of a host", name).
+				WithHint("handrail join --name NAME   # letters, digits and . _ -")
+		}
 	}
 	entry, host, err := h.addTx(tx, Host{Name: name, Environment: row.Environment, Scope: row.Scope,
 		Services: row.Services, Labels: row.Labels, Server: row.Server || here}, row.InvitedBy)
