@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,6 +35,7 @@ type Cgroup struct {
 	unified string            // folder of the version 2 group; empty without
 	legacy  map[string]string // controller → folder of the version 1 group
 	fd      *os.File          // the version 2 folder, for clone
+	unbound []string          // controllers that this host does not have, of the limits that were asked for
 }
 
 // mounted says where the hierarchies are and where this process is in them.
@@ -88,6 +90,20 @@ func cgroupMounts() (mounted, error) {
 	return m, nil
 }
 
+// CgroupTops are the folders at which hierarchies are mounted, of both versions.
+func CgroupTops() []string {
+	m, err := cgroupMounts()
+	if err != nil {
+		return nil
+	}
+	tops := values(m.legacy)
+	if m.unified != "" {
+		tops = append(tops, m.unified)
+	}
+	slices.Sort(tops)
+	return slices.Compact(tops) // controllers can share one
+}
+
 // parentName is the folder that holds the groups of all sessions.
 const parentName = "handrail"
 
@@ -103,11 +119,19 @@ func NewCgroup(name string, l Limits) (*Cgroup, error) {
 	c := &Cgroup{legacy: map[string]string{}}
 	if err := c.make(m, name, l); err != nil {
 		_ = c.Remove()
-		return nil, fault.Wrap(fault.Unavailable, err, "cannot make cgroup %q", name).
-			WithHint("run handrail as root, or under a service with Delegate=yes")
+		f := fault.Wrap(fault.Unavailable, err, "cannot make cgroup %q", name)
+		if errors.Is(err, errNoCgroups) {
+			return nil, f.WithHint("%s", mountAdvice)
+		}
+		return nil, f.WithHint("run handrail as root, or under a service with Delegate=yes")
 	}
 	return c, nil
 }
+
+var errNoCgroups = errors.New("this host has no cgroups mounted")
+
+// mountAdvice is what to do then.
+const mountAdvice = "mount -t cgroup2 none /sys/fs/cgroup, and start handrail again"
 
 func (c *Cgroup) make(m mounted, name string, l Limits) error {
 	limits := l.files()
@@ -128,13 +152,17 @@ func (c *Cgroup) make(m mounted, name string, l Limits) error {
 		}
 		c.legacy[controller] = dir
 		for file, value := range limits[controller].v1 {
-			if err := writeFile(filepath.Join(dir, file), value); err != nil {
+			err := writeFile(filepath.Join(dir, file), value)
+			if controller == "cpu" && errors.Is(err, unix.EINVAL) {
+				continue // the group above has less, and bounds the session
+			}
+			if err != nil {
 				return err
 			}
 		}
 	}
 	if c.unified == "" && len(c.legacy) == 0 {
-		return errors.New("this host has no cgroups mounted")
+		return errNoCgroups
 	}
 	if len(c.legacy) > 0 {
 		c.layout = "hybrid"
@@ -142,11 +170,12 @@ func (c *Cgroup) make(m mounted, name string, l Limits) error {
 			c.layout = "v1"
 		}
 	}
-	if c.unified == "" {
-		return nil
-	}
 	for controller, files := range limits {
-		if c.legacy[controller] != "" {
+		switch {
+		case c.legacy[controller] != "":
+			continue
+		case c.unified == "" || !m.controllers[controller]:
+			c.unbound = append(c.unbound, controller)
 			continue
 		}
 		for file, value := range files.v2 {
@@ -428,6 +457,16 @@ func values(m map[string]string) []string {
 // Layout says how this machine's cgroups are mounted and what is used:
 // "v2", "hybrid" or "v1".
 func (c *Cgroup) Layout() string { return c.layout }
+
+// lacks are sentences about limits that this host cannot keep.
+func (c *Cgroup) lacks() (sentences []string) {
+	slices.Sort(c.unbound)
+	for _, controller := range c.unbound {
+		sentences = append(sentences, "This host's cgroups have no "+controller+" controller: what a session takes of it is not limited. "+
+			"What to do: boot without cgroup_disable="+controller+", and with cgroup_enable="+controller+" where the kernel wants that.")
+	}
+	return sentences
+}
 
 // Path is the folder that names the session's processes.
 func (c *Cgroup) Path() string { return c.any() }

@@ -129,3 +129,38 @@ func TestACgroupNameIsOneElement(t *testing.T) {
 		}
 	}
 }
+
+// Some machines count no memory, or no processes, unless they are told to at boot.
+func TestALimitThatTheHostCannotKeepIsNamed(t *testing.T) {
+	needRoot(t)
+	m, err := cgroupMounts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	delete(m.controllers, "memory")
+	delete(m.legacy, "memory")
+	cg := &Cgroup{legacy: map[string]string{}}
+	t.Cleanup(func() {
+		if err := cg.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := cg.make(m, fmt.Sprintf("test-unbound-%d", os.Getpid()), Limits{Pids: 64, MemoryBytes: 1 << 30, CPUPercent: 100}); err != nil {
+		t.Fatal(err)
+	}
+	if lacks := cg.lacks(); len(lacks) != 1 || !strings.Contains(lacks[0], "no memory controller") {
+		t.Errorf("it says %q", lacks)
+	}
+	spec := readSpec("true")
+	if _, err := Start(t.Context(), spec, Options{Cgroup: cg}); err == nil || !strings.Contains(err.Error(), "no memory controller") {
+		t.Errorf("as the full floor: %v", err)
+	}
+	spec.LeastFloor = Reduced
+	c, err := Start(t.Context(), spec, Options{Cgroup: cg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Wait(); err != nil || c.Ready.Floor != Reduced || len(c.Ready.Missing) != 1 {
+		t.Errorf("%+v, %v", c.Ready, err)
+	}
+}

@@ -32,7 +32,7 @@ type Report struct {
 // cgroups, and have the same process numbers.
 func Probe(ctx context.Context, hide []string) Report {
 	r := Report{Mode: NoShells, Floor: Brokered, Kernel: kernelRelease(), Landlock: landlockABI()}
-	cg, cgErr := NewCgroup("probe-"+strings.ToLower(rand.Text()), Limits{Pids: 64})
+	cg, cgErr := NewCgroup("probe-"+strings.ToLower(rand.Text()), Limits{Pids: 64, MemoryBytes: 1 << 30, CPUPercent: 100})
 	if cgErr == nil {
 		r.Cgroup = cg.Layout()
 		defer cg.Remove()
@@ -84,20 +84,24 @@ func (r Report) withoutCgroup(err error) Report {
 		return r
 	}
 	r.Mode, r.Floor, r.Notifier, r.Layers = NoShells, Brokered, false, nil
-	why := "none is mounted"
-	if err != nil {
-		why = err.Error()
-	}
-	r.Missing = []string{"Shells cannot be given here: without a cgroup a session cannot be killed as a whole (" + why + ")."}
+	r.Missing = []string{"Shells cannot be given here: without a cgroup a session cannot be killed as a whole" + whyNoCgroup(err)}
 	return r
 }
 
 func cgroupAdvice(err error) string {
-	why := "none is mounted"
-	if err != nil {
-		why = err.Error()
+	return "Sessions have no cgroup, so their share of processor and memory is not limited" + whyNoCgroup(err)
+}
+
+// whyNoCgroup ends a sentence with the reason and what to do.
+func whyNoCgroup(err error) string {
+	switch f := fault.From(err); {
+	case errors.Is(err, errNoCgroups):
+		return ": none is mounted. What to do: " + f.Hint + "."
+	case err == nil:
+		return "."
+	default:
+		return " (" + f.Text + "). What to do: " + f.Hint + "."
 	}
-	return "Sessions have no cgroup, so their share of processor and memory is not limited: " + why + "."
 }
 
 // dryRun builds the sandbox and ends before anything runs in it.

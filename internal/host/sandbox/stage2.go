@@ -45,6 +45,7 @@ type faultWire struct {
 type order struct {
 	Spec    Spec            `json:"spec"`
 	Sockets bool            `json:"sockets,omitempty"` // the cgroup refuses internet sockets
+	Unbound []string        `json:"unbound,omitempty"` // limits that the cgroup cannot keep, one sentence each
 	DryRun  bool            `json:"dry_run,omitempty"` // report and exit
 	Omit    map[string]bool `json:"omit,omitempty"`    // layers left out, see StartWithout
 }
@@ -98,7 +99,7 @@ func (s *stage) run() error {
 	if err := json.Unmarshal(b, &s.order); err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot read the session's spec")
 	}
-	s.view = view{spec: &s.Spec, trial: s.Spec.Mode == UserNamespaceMode, omit: s.Omit}
+	s.view = view{spec: &s.Spec, trial: s.Spec.Mode == UserNamespaceMode, omit: s.Omit, missing: s.Unbound}
 	if s.self, err = unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
 		return fault.Wrap(fault.Internal, err, "cannot find this executable")
 	}
@@ -287,7 +288,7 @@ func (s *stage) floor() Floor {
 	if s.Spec.Level == Write && s.Spec.Alone && !s.Spec.Sudo && !s.Spec.Root && !s.parted && !s.view.trial {
 		return Reduced
 	}
-	if s.Spec.Level == Read && (s.abi == 0 || !s.view.newAPI || s.view.trial || len(s.Omit) > 0) {
+	if s.Spec.Level == Read && (s.abi == 0 || !s.view.newAPI || s.view.trial || len(s.Omit)+len(s.Unbound) > 0) {
 		return Reduced
 	}
 	return Full

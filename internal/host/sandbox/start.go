@@ -83,6 +83,9 @@ func start(ctx context.Context, what order, o Options) (*Child, error) {
 	}
 	// Best effort, for a hint only: without it the filter refuses sockets.
 	what.Sockets = what.Spec.Level == Read && what.Spec.Hints && o.Cgroup != nil && o.Cgroup.refuseSockets() == nil
+	if o.Cgroup != nil {
+		what.Unbound = o.Cgroup.lacks()
+	}
 	ctx, cancel := context.WithTimeout(ctx, startBound)
 	defer cancel()
 

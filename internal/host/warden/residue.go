@@ -8,10 +8,12 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"handrail.dev/handrail/internal/host/sandbox"
 )
 
 const (
-	cgroupRoot   = "/sys/fs/cgroup"
+	groupDepth   = 6   // folders below the top of a hierarchy in which sessions' groups can lie
 	residueTries = 250 // of 10 ms
 )
 
@@ -41,24 +43,25 @@ func leftovers(prefix string) map[string]bool {
 	return names
 }
 
-func cgroupsNamed(match func(base string) bool) []string {
-	var out []string
-	_ = filepath.WalkDir(cgroupRoot, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return fs.SkipDir
-		}
-		if !d.IsDir() {
+func cgroupsNamed(match func(base string) bool) (out []string) {
+	for _, top := range sandbox.CgroupTops() {
+		_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return fs.SkipDir
+			}
+			if !d.IsDir() {
+				return nil
+			}
+			if match(d.Name()) {
+				out = append(out, path)
+				return fs.SkipDir
+			}
+			if strings.Count(path[len(top):], "/") > groupDepth {
+				return fs.SkipDir
+			}
 			return nil
-		}
-		if match(d.Name()) {
-			out = append(out, path)
-			return fs.SkipDir
-		}
-		if strings.Count(path[len(cgroupRoot):], "/") > 6 {
-			return fs.SkipDir
-		}
-		return nil
-	})
+		})
+	}
 	return out
 }
 
