@@ -12,13 +12,16 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
 	"handrail.dev/handrail/internal/foundation/fault"
+	"handrail.dev/handrail/internal/host/role"
 	"handrail.dev/handrail/internal/host/sandbox"
+	"handrail.dev/handrail/internal/host/warden"
 )
 
 // A finding is a misconfiguration, with what it costs and the next command.
@@ -43,6 +46,7 @@ type checkup struct {
 	files   uint64
 	label   string // that SELinux or AppArmor gives to this process; "" is none
 	enforce bool   // SELinux refuses, and does not only log
+	nobody  bool   // the account of write sessions is missing, and no start will make it
 	disk    func(path string) (free uint64, err error)
 }
 
@@ -56,7 +60,7 @@ const (
 // localChecks are those that need no server, in the order in which they are shown.
 var localChecks = []func(*checkup) []finding{
 	(*checkup).dataOpen, (*checkup).keysOpen, (*checkup).rootKeyHere, (*checkup).configOpen, (*checkup).diskFull,
-	(*checkup).fewFiles, (*checkup).sandboxFloor, (*checkup).noLandlock, (*checkup).noCgroup,
+	(*checkup).fewFiles, (*checkup).sandboxFloor, (*checkup).noLandlock, (*checkup).noCgroup, (*checkup).noAccount,
 	(*checkup).plainURL, (*checkup).namelessURL, (*checkup).certificate, (*checkup).portTaken, (*checkup).plainDatabase,
 	(*checkup).backupOld, (*checkup).confinedElsewhere,
 }
@@ -70,6 +74,8 @@ func newCheckup(ctx context.Context, data string) (*checkup, error) {
 	c.config, _ = configFile()
 	c.probe = sandbox.Probe(ctx, nil)
 	c.label, c.enforce = securityLabel()
+	_, noTool := exec.LookPath("useradd")
+	c.nobody = c.probe.Mode == sandbox.RootMode && warden.LacksAccount() && (noTool != nil || role.Place{Dir: data}.Joined())
 	var limit syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
 		c.files = limit.Max
@@ -191,7 +197,16 @@ func (c *checkup) noCgroup() []finding {
 	}
 	return one(finding{ID: "no-cgroup", Group: "machine", Bad: true,
 		What: "no control group can be made here: sessions have no bound, and cannot be killed as a whole",
-		Fix:  "Delegate=yes in the unit of the warden, or run as root; in a container: --cgroupns=private with a writable /sys/fs/cgroup"})
+		Fix:  "mount -t cgroup2 none /sys/fs/cgroup, if nothing is mounted there; else Delegate=yes in the unit of the warden, or run as root; in a container: --cgroupns=private with a writable /sys/fs/cgroup"})
+}
+
+func (c *checkup) noAccount() []finding {
+	if !c.nobody {
+		return nil
+	}
+	return one(finding{ID: "no-account", Group: "machine",
+		What: "write sessions have no account here: " + warden.WriteAccount + " is missing and could not be made",
+		Fix:  warden.AccountAdvice})
 }
 
 // page is the page's address, if one is configured.

@@ -129,6 +129,7 @@ func TestEachMisconfigurationIsFoundWithItsNextCommand(t *testing.T) {
 		{"sandbox-floor", false, func(_ *testing.T, c *checkup) { c.probe.Floor = sandbox.Reduced }},
 		{"no-landlock", false, func(_ *testing.T, c *checkup) { c.probe.Landlock = 0 }},
 		{"no-cgroup", true, func(_ *testing.T, c *checkup) { c.probe.Cgroup = "" }},
+		{"no-account", false, func(_ *testing.T, c *checkup) { c.nobody = true }},
 		{"plain-url", true, func(_ *testing.T, c *checkup) { c.give("url", "http://handrail.example.org:7080") }},
 		{"passkey-name", false, func(t *testing.T, c *checkup) {
 			c.give("url", "https://192.0.2.7:7080")

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +24,9 @@ type Account struct {
 	Home, Shell string
 }
 
+// nameServiceTime bounds the host's name service, which may ask a network.
+const nameServiceTime = 5 * time.Second
+
 // LookupAccount finds a named account in /etc/passwd, else where the host's
 // name service knows it (directory accounts).
 func LookupAccount(name string) (Account, error) {
@@ -32,7 +37,9 @@ func LookupAccount(name string) (Account, error) {
 	if a, ok := findAccount(b, name); ok {
 		return a, nil
 	}
-	if b, err := exec.Command("getent", "passwd", name).Output(); err == nil {
+	ctx, cancel := context.WithTimeout(context.Background(), nameServiceTime)
+	defer cancel()
+	if b, err := exec.CommandContext(ctx, "getent", "passwd", name).Output(); err == nil {
 		if a, ok := findAccount(b, name); ok {
 			return a, nil
 		}

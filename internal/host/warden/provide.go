@@ -33,11 +33,8 @@ func ProvideWriteAccount(ctx context.Context) (made bool, err error) {
 	if err != nil {
 		ctx, cancel := context.WithTimeout(ctx, provideTime)
 		defer cancel()
-		cmd := exec.CommandContext(ctx, "useradd", "--system", "--user-group", "--no-create-home",
-			"--home-dir", "/var/lib/"+WriteAccount, "--shell", "/bin/bash", "--comment", "handrail write sessions", WriteAccount)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return false, fault.Wrap(fault.Unavailable, err, "cannot make the account %s (%s)", WriteAccount, bytes.TrimSpace(out)).
-				WithHint("make it by hand, or name another write_account in the policy")
+		if err := makeAccount(ctx); err != nil {
+			return false, err
 		}
 		made = true
 		if a, err = sandbox.LookupAccount(WriteAccount); err != nil {
@@ -49,6 +46,30 @@ func ProvideWriteAccount(ctx context.Context) (made bool, err error) {
 			WithHint("as root: mv %s %s.before && mkdir -m 755 %s", a.Home, a.Home, a.Home)
 	}
 	return made, nil
+}
+
+func makeAccount(ctx context.Context) error {
+	shell := "/bin/bash"
+	if _, err := os.Stat(shell); err != nil {
+		shell = "/bin/sh"
+	}
+	out, err := exec.CommandContext(ctx, "useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/var/lib/"+WriteAccount,
+		"--shell", shell, "--comment", "handrail write sessions", WriteAccount).CombinedOutput()
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err, "cannot make the account %s (%s)", WriteAccount, bytes.TrimSpace(out)).WithHint("%s", AccountAdvice)
+	}
+	return nil
+}
+
+// AccountAdvice is what to do where the account could not be made.
+const AccountAdvice = "as root: useradd --system --user-group --no-create-home --home-dir /var/lib/" + WriteAccount + " " + WriteAccount +
+	"  (busybox: addgroup -S " + WriteAccount + " && adduser -S -D -H -h /var/lib/" + WriteAccount + " -G " + WriteAccount + " " + WriteAccount +
+	"), then start handrail again; or name another write_account in the policy"
+
+// LacksAccount says whether WriteAccount is missing on this host.
+func LacksAccount() bool {
+	_, err := sandbox.LookupAccount(WriteAccount)
+	return err != nil
 }
 
 // emptyHome makes the account's home a folder of root's. One that the account

@@ -1,12 +1,9 @@
 package warden
 
 import (
-	"bufio"
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
 	"regexp"
@@ -177,7 +174,11 @@ type account struct {
 // one account only, handrail's own, whatever the policy names.
 func (s *sessions) writer(named string) (account, error) {
 	if s.mode != sandbox.UserNamespaceMode {
-		return lookUp(named)
+		a, err := sandbox.LookupAccount(named)
+		if err != nil && named == WriteAccount {
+			err = fault.From(err).WithHint("%s", AccountAdvice)
+		}
+		return account{a.UID, a.GID, a.Name, a.Home, a.Shell}, err
 	}
 	own := account{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid()), name: strconv.Itoa(os.Geteuid()), home: "/"}
 	if u, err := user.Current(); err == nil {
@@ -187,43 +188,6 @@ func (s *sessions) writer(named string) (account, error) {
 		own.home = home
 	}
 	return own, nil
-}
-
-// lookUp finds an account in /etc/passwd, else asks the host's name service.
-func lookUp(name string) (account, error) {
-	if strings.ContainsAny(name, ":\n\x00") || strings.HasPrefix(name, "-") {
-		return account{}, fault.New(fault.Invalid, "cannot use account %q: bad name", name)
-	}
-	if f, err := os.Open("/etc/passwd"); err == nil {
-		defer f.Close()
-		for sc := bufio.NewScanner(f); sc.Scan(); {
-			if a, ok := parsePasswd(sc.Text(), name); ok {
-				return a, nil
-			}
-		}
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	if out, err := exec.CommandContext(ctx, "getent", "passwd", name).Output(); err == nil {
-		if a, ok := parsePasswd(strings.TrimSpace(string(out)), name); ok {
-			return a, nil
-		}
-	}
-	return account{}, fault.New(fault.NotFound, "cannot use account %s: this host does not have it", name).
-		WithHint("name another write account in the policy, or create it on the host")
-}
-
-func parsePasswd(line, name string) (account, bool) {
-	part := strings.Split(line, ":")
-	if len(part) != 7 || part[0] != name {
-		return account{}, false
-	}
-	uid, err1 := strconv.ParseUint(part[2], 10, 32)
-	gid, err2 := strconv.ParseUint(part[3], 10, 32)
-	if err1 != nil || err2 != nil {
-		return account{}, false
-	}
-	return account{uint32(uid), uint32(gid), name, part[5], part[6]}, true
 }
 
 // groupsOf are an account's supplementary groups, as login would give them.

@@ -172,6 +172,9 @@ func open(ctx context.Context, c Config, from *passed) (*warden, func(), error) 
 	release := func() { groups.Close(); procs.Close(); held.Close(); unlock() }
 	hide := append([]string{c.Dir}, c.Hide...)
 	probe := sandbox.Probe(ctx, hide)
+	if probe.Mode == sandbox.RootMode && !c.Visit && LacksAccount() { // a visit has an account of its own
+		probe.Missing = append(probe.Missing, "Write sessions have no account here, "+WriteAccount+" is missing. What to do: "+AccountAdvice+".")
+	}
 	w := &warden{
 		c: c, lock: locked, judge: j, life: ctx, pin: &pinKeeper{dir: within(held), j: j, saved: j.size(), vers: j.bundleVersion()}, events: newEvents(), log: c.Log,
 		status: Status{Node: pin.Node, Mode: string(probe.Mode), Floor: string(probe.Floor), Missing: probe.Missing,
