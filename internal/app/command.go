@@ -116,7 +116,7 @@ func serverCommand(version string) *cobra.Command {
 // serverRoleCommand is the process that the supervisor starts.
 func serverRoleCommand(version string) *cobra.Command {
 	c := ServerConfig{Version: version}
-	var fd, sshFD int
+	var fd, sshFD, machineFD int
 	var given bool
 	cmd := &cobra.Command{
 		Use: "server-role", Hidden: true, Args: cobra.NoArgs,
@@ -134,11 +134,11 @@ func serverRoleCommand(version string) *cobra.Command {
 				return err
 			}
 			if given {
-				if c.Given, err = givenCertificate(sshFD+1, sshFD+2); err != nil {
+				if c.Given, err = givenCertificate(machineFD+1, machineFD+2); err != nil {
 					return err
 				}
 			}
-			return RunServer(cmd.Context(), c, role.SayReady)
+			return RunServer(cmd.Context(), c, os.NewFile(uintptr(machineFD), "machine"), role.SayReady)
 		},
 	}
 	f := cmd.Flags()
@@ -146,12 +146,11 @@ func serverRoleCommand(version string) *cobra.Command {
 	f.StringVar(&c.Shown, "shown-data", "", "the same as people know it")
 	f.StringVar(&c.URL, "url", "", "address that people use for the page")
 	f.StringVar(&c.Route, "route-listen", "", "address for the other servers' messages")
-	f.StringVar(&c.Mode, "mode", "", "mode of this machine's sandbox")
-	f.StringArrayVar(&c.Missing, "missing", nil, "what that mode lacks")
 	f.IntVar(&c.Owner, "owner", os.Geteuid(), "account that owns the installation")
 	f.BoolVar(&c.Demo, "demo", false, "mark every page as a demo")
 	f.IntVar(&fd, "listen-fd", 3, "open file of the page's port")
 	f.IntVar(&sshFD, "ssh-listen-fd", 4, "open file of the gateway's port")
+	f.IntVar(&machineFD, "machine-fd", 5, "where the supervisor says what this machine gives")
 	f.BoolVar(&given, "given-cert", false, "certificate and key follow as open files")
 	return cmd
 }

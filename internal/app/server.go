@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -54,9 +55,7 @@ type ServerConfig struct {
 	Shown    string // the same folder as people know it
 	Database string // "": SQLite in the data folder
 	URL      string // "": from the listener
-	Mode     string // of this machine's node, for the page
-	Missing  []string
-	Owner    int // account that owns the installation
+	Owner    int    // account that owns the installation
 	Demo     bool
 	Version  string
 
@@ -75,6 +74,8 @@ type Server struct {
 	c  ServerConfig
 	p  place
 	up []func() // what Stop calls, last first
+
+	machine machine // this one, for the page
 
 	ring       *keyring.Ring
 	bootstrap  *identity.Flag
@@ -400,7 +401,7 @@ func (s *Server) info() rpc.Info {
 	}
 	return rpc.Info{
 		Name: s.ring.Origin(), Version: s.c.Version, DataDir: shown, URL: s.url(), Address: s.address(),
-		SSHAddress: s.c.SSHListener.Addr().String(), Mode: s.c.Mode, Missing: s.c.Missing, Trial: s.c.Mode != wire.ModeRoot && s.c.Mode != serverAlone, Demo: s.c.Demo,
+		SSHAddress: s.c.SSHListener.Addr().String(), Mode: s.machine.Mode, Missing: s.machine.Missing, Trial: s.machine.Mode != wire.ModeRoot && s.machine.Mode != serverAlone, Demo: s.c.Demo,
 	}
 }
 
@@ -488,10 +489,16 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	return err
 }
 
-// RunServer makes a server and runs it.
-func RunServer(ctx context.Context, c ServerConfig, ready func()) error {
+// RunServer makes a server, waits for what the supervisor says of this machine
+// there, and runs it.
+func RunServer(ctx context.Context, c ServerConfig, word *os.File, ready func()) error {
+	defer word.Close()
 	s, err := NewServer(ctx, c)
 	if err != nil {
+		return err
+	}
+	if s.machine, err = hearMachine(word); err != nil {
+		s.close()
 		return err
 	}
 	return s.Run(ctx, ready)

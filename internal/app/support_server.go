@@ -102,7 +102,7 @@ func (s *Server) supportSelf(context.Context) ([]byte, error) {
 		Live       int    `json:"live_sessions"`
 		Damage     string `json:"damage,omitempty"`
 	}{
-		s.c.Version, runtime.Version(), s.c.Mode, s.id, map[bool]string{true: "postgres", false: "sqlite"}[s.c.Database != ""], runtime.NumGoroutine(),
+		s.c.Version, runtime.Version(), s.machine.Mode, s.id, map[bool]string{true: "postgres", false: "sqlite"}[s.c.Database != ""], runtime.NumGoroutine(),
 		s.bootstrap.Active(), s.c.Demo, s.sessions.CountLive(), words(s.store.Damage()),
 	})
 }

@@ -86,17 +86,32 @@ func Up(ctx context.Context, c UpConfig) error {
 	}
 	defer page.Close()
 	defer ssh.Close()
+	s := &supervisor{at: at, c: c, page: page, ssh: ssh, looked: make(chan struct{})}
+	say, hear, err := machineWord()
+	if err != nil {
+		return err
+	}
+	defer hear.Close()
+	s.machine = hear
+	looking, stop := context.WithCancel(ctx)
+	go s.look(looking, say)
+	defer func() { stop(); <-s.looked }() // it removes what it made
 	if err := makeKeys(at); err != nil {
 		return err
 	}
 	if err := lock.Say(role.Running{PID: os.Getpid(), Listen: page.Addr().String(), SSH: ssh.Addr().String(), Version: c.Version}); err != nil {
 		return err
 	}
-	s := &supervisor{at: at, c: c, page: page, ssh: ssh}
-	if !c.ServerOnly {
-		s.report = sandbox.Probe(ctx, []string{dir})
-	}
 	return s.run(ctx)
+}
+
+// look tries what this machine gives to sessions, and tells the server.
+func (s *supervisor) look(ctx context.Context, server *os.File) {
+	defer close(s.looked)
+	if !s.c.ServerOnly {
+		s.report = sandbox.Probe(ctx, []string{s.at.Dir})
+	}
+	s.untold = machine{Mode: s.mode(), Missing: s.report.Missing}.say(server)
 }
 
 // openPorts opens both ports before anything is written. A port that was
@@ -212,7 +227,11 @@ type supervisor struct {
 	at        role.Place
 	c         UpConfig
 	page, ssh *net.TCPListener
-	report    sandbox.Report
+	machine   *os.File // where the server hears of it
+
+	looked chan struct{} // closed when these are known
+	report sandbox.Report
+	untold error
 
 	madeAccount bool // the account for write sessions was made just now
 }
@@ -234,9 +253,12 @@ func (s *supervisor) run(ctx context.Context) error {
 	}()
 	unpacked := make(chan role.Node, 1) // while the server starts
 	go func() {
+		<-s.looked // two at a time are enough for a small machine
 		unpacked <- nodeOf(s.entrance(), s.c.Version)
 	}()
-	if err := server.Start(ctx, serverRole); err != nil {
+	err = server.Start(ctx, serverRole)
+	<-s.looked
+	if err = errors.Join(s.untold, err); err != nil {
 		return err
 	}
 	if !s.c.ServerOnly {
@@ -283,10 +305,7 @@ func (s *supervisor) mode() string {
 func (s *supervisor) serverRole() (role.Role, error) {
 	args := []string{
 		"server-role", "--data", s.at.Seen(s.at.Server), "--shown-data", s.at.Dir, "--owner", strconv.Itoa(os.Geteuid()),
-		"--mode", s.mode(), "--url", s.c.URL, "--route-listen", s.c.Route,
-	}
-	for _, m := range s.report.Missing {
-		args = append(args, "--missing", m)
+		"--url", s.c.URL, "--route-listen", s.c.Route,
 	}
 	if s.c.Demo {
 		args = append(args, "--demo")
@@ -303,6 +322,7 @@ func (s *supervisor) serverRole() (role.Role, error) {
 		}
 		r.Files = append(r.Files, f)
 	}
+	r.Files = append(r.Files, s.machine)
 	return r, s.addCertificate(&r)
 }
 
