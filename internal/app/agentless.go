@@ -178,9 +178,9 @@ func (n nodes) visit(ctx context.Context, pass doorway.Pass, h target.Host, bulk
 	if err != nil {
 		return nil, wire.Refusal(err), err
 	}
-	if err := visitor(h, n.f.Node(h.ID).Trial); err != nil { // it may have come when the host was another
+	if why := visitor(h, n.f.Node(h.ID).Trial); why != nil { // it may have come when the host was another
 		leave()
-		return nil, wire.Refusal(err), err
+		return nil, wire.Refusal(why), why
 	}
 	s, answer, err := n.start(ctx, pass, h.ID, bulk)
 	if err != nil {
@@ -201,12 +201,21 @@ func (v visited) Close() error {
 	return v.Stream.Close()
 }
 
-// visitor says whether a node may be that of a visit. The host's row stays as
+// visitor says why a node may not be that of a visit. The host's row stays as
 // it is: the node goes.
-func visitor(h target.Host, trial bool) error {
+func visitor(h target.Host, trial bool) *fault.Error {
 	if trial && h.Environment == "production" {
 		return fault.New(fault.Denied, "cannot admit a node of %s, which is production: it runs without root, which is for trial only", h.Name).
 			WithHint("let its account use sudo without a password, or: handrail host adopt %s", h.Name)
+	}
+	return nil
+}
+
+// visitorCame lets the node of a visit in, or turns it away.
+func (s *Server) visitorCame(h target.Host, hello wire.Hello) error {
+	if why := visitor(h, hello.Trial); why != nil {
+		s.agentless.TurnAway(h.ID, why)
+		return why
 	}
 	return nil
 }

@@ -264,7 +264,7 @@ func (s *Server) openFleet(ctx context.Context) (err error) {
 func (s *Server) hostBecame(ctx context.Context, id string, hello wire.Hello) (changed bool, err error) {
 	host, err := s.hosts.Get(ctx, id)
 	if err == nil && host.Mode == target.ModeAgentless {
-		return false, visitor(host, hello.Trial)
+		return false, s.visitorCame(host, hello)
 	}
 	if err != nil || host.Mode == hello.Mode && host.Trial == hello.Trial {
 		return false, err

@@ -107,8 +107,12 @@ func TestALookWithoutRootSaysSoAndIsNotForProduction(t *testing.T) {
 	ada := i.first()
 	server := sshd.Start(t)
 	account := sshd.Account(t, "hr-r")
-	ada.ok("host", "add", "db-7", "--ssh", account+"@"+server.Address, "--host-key", server.Key, "--env", "dev", "--ssh-node")
+	ada.ok("host", "add", "db-7", "--ssh", account+"@"+server.Address, "--host-key", server.Key, "--env", "production", "--ssh-node")
 	ada.trusts(t, "db-7")
+	if r := ada.refused(3, "inspect", "db-7", "files", "/etc/hostname"); r.out != "" || !strings.Contains(r.err, "which is production") || !strings.Contains(r.err, "host adopt db-7") {
+		t.Errorf("production: %s%s", r.out, r.err)
+	}
+	ada.ok("host", "set", "db-7", "--env", "dev")
 	if r := ada.run("inspect", "db-7", "files", "/etc/hostname"); r.code != 0 || strings.TrimSpace(r.out) == "" || !strings.Contains(r.err, "has no root here") {
 		t.Fatalf("exit %d\n%s%s\n%s", r.code, r.out, r.err, i.errs)
 	}
@@ -117,7 +121,7 @@ func TestALookWithoutRootSaysSoAndIsNotForProduction(t *testing.T) {
 	}
 	ada.ok("host", "set", "db-7", "--env", "production") // the node is still there
 	if r := ada.refused(3, "inspect", "db-7", "files", "/etc/hostname"); r.out != "" || !strings.Contains(r.err, "which is production") {
-		t.Errorf("production: %s%s", r.out, r.err)
+		t.Errorf("production again: %s%s", r.out, r.err)
 	}
 	ada.ok("ledger", "verify")
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -54,6 +55,8 @@ type visit struct {
 	conn   *conn
 	tunnel *mux.Session
 	leave  *time.Timer
+
+	turn context.CancelCauseFunc // ends an arrival; under the Reach's mutex
 }
 
 const (
@@ -143,8 +146,32 @@ func (r *Reach) drop(host string, v *visit) {
 	r.mu.Unlock()
 }
 
-// arrive logs in, hands over the program and the token, and waits for the node.
+// TurnAway ends the arrival of a node that is not let in. Who waits for it hears
+// why: the node itself would try again.
+func (r *Reach) TurnAway(host string, why *fault.Error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v := r.visits[host]; v != nil && v.turn != nil {
+		v.turn(why)
+	}
+}
+
+// arrive brings the node, unless it is turned away.
 func (r *Reach) arrive(ctx context.Context, v *visit, h target.Host, session, person string) error {
+	ctx, turn := context.WithCancelCause(ctx)
+	defer turn(nil)
+	r.mu.Lock()
+	v.turn = turn
+	r.mu.Unlock()
+	err := r.bring(ctx, v, h, session, person)
+	if why := (*fault.Error)(nil); err != nil && errors.As(context.Cause(ctx), &why) {
+		return why
+	}
+	return err
+}
+
+// bring logs in, hands over the program and the token, and waits for the node.
+func (r *Reach) bring(ctx context.Context, v *visit, h target.Host, session, person string) error {
 	p, err := r.programs.of(r.d.Visits.Program)
 	if err != nil {
 		return err
@@ -241,7 +268,7 @@ func (a answer) failed(h target.Host, line string, err error) error {
 		why = err.Error()
 	}
 	return fault.New(fault.Unavailable, "cannot bring a node to %s: %s", h.Name, wire.Plain(why, 400)).
-		WithHint("handrail host show %s; without one: handrail host set %s --ssh-node=false", h.Name, h.Name)
+		WithHint("handrail host show %s; sessions without one: handrail host set %s --ssh-node=false", h.Name, h.Name)
 }
 
 // tail keeps the first bytes of what a host says on its standard error.
@@ -304,7 +331,7 @@ func (c *conn) carry(h target.Host, p *program) (ssh.Channel, answer, error) {
 			packed, ok := p.packed[rest]
 			if !ok {
 				return nil, a, fault.New(fault.Unavailable, "cannot bring a node to %s: it is a machine of kind %s, and there is no program for it here", h.Name, wire.Plain(rest, 32)).
-					WithHint("put handrail-node-linux-ARCH beside the server's program, or: handrail host set %s --ssh-node=false", h.Name)
+					WithHint("put handrail-node-linux-ARCH beside the server's program; sessions without one: handrail host set %s --ssh-node=false", h.Name)
 			}
 			if _, err := ch.Write(packed); err != nil {
 				return nil, a, a.failed(h, "", err)
