@@ -158,14 +158,14 @@ func TestSlowStrangersKeepNobodyOut(t *testing.T) {
 
 const slowOnes = 1500
 
-// loris opens that many connections that say a byte each second, until over is
-// closed.
-func (s crowded) loris(from string) (ended *atomic.Int64, over <-chan struct{}) {
+// loris opens that many connections that say a byte each second, from these
+// addresses in turn, until over is closed.
+func (s crowded) loris(from ...string) (ended *atomic.Int64, over <-chan struct{}) {
 	const bytes = 12
 	ended = &atomic.Int64{}
 	var crowd sync.WaitGroup
-	for range slowOnes {
-		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: time.Minute}).Dial("tcp", s.at)
+	for n := range slowOnes {
+		c, err := (&net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from[n%len(from)])}, Timeout: time.Minute}).Dial("tcp", s.at)
 		if err != nil {
 			ended.Add(1)
 			continue

@@ -3,6 +3,7 @@ package spine_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -123,18 +124,23 @@ func TestTheServerIsGoneAndComesBack(t *testing.T) {
 			<-time.After(100 * time.Millisecond)
 		}
 	}
-	// Strangers found the entrance too, the slow and the loud, of one address.
-	door := crowded{name: "entrance", at: at, line: "SSH-2.0-slow"}
-	slow, last := door.loris("127.9.9.1")
-	loud, over := door.crowd(1)
+	// Strangers found the entrance too, the slow and the loud, of many addresses.
+	door := crowded{name: "entrance", at: at, line: "SSH-2.0-slow\r\n"}
+	var from []string
+	for n := range 100 {
+		from = append(from, fmt.Sprintf("127.9.8.%d", n+1))
+	}
+	slow, last := door.loris(from...)
+	loud, over := door.crowd(100)
 	out, err := ben.offline("web-1", "id -un; hostname; echo in-the-dark").CombinedOutput()
+	in := time.Now()
 	<-over
 	<-last
 	t.Logf("%d strangers at the entrance, %d were not even let in; of %d slow ones %d were sent away", loudOnes, loud.Load(), slowOnes, slow.Load())
 	if err != nil || !strings.Contains(string(out), "\nweb-1\nin-the-dark") {
 		t.Fatalf("%v: %s", err, out)
 	}
-	t.Logf("server killed → entrance open %s, → recorded shell %s", open.Sub(gone), time.Since(gone))
+	t.Logf("server killed → entrance open %s, → recorded shell %s", open.Sub(gone), in.Sub(gone))
 	next := i.restart()
 	back := time.Now()
 	ada.i, ben.i = next, next

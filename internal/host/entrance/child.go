@@ -36,6 +36,10 @@ const (
 	maxTries  = 6 // keys that an agent offers before the voucher
 )
 
+// exchanges are the ways to agree on keys that cost a stranger as much as us.
+// Every OpenSSH since 6.5 knows one.
+var exchanges = []string{ssh.KeyExchangeMLKEM768X25519, ssh.KeyExchangeCurve25519, ssh.KeyExchangeECDHP256}
+
 // Serve is the life of a child. It never returns.
 func Serve() {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
@@ -173,6 +177,7 @@ func (w *child) config() *ssh.ServerConfig {
 		},
 	}
 	c.Rand = rand.Reader
+	c.KeyExchanges = exchanges
 	c.AddHostKey(w)
 	return c
 }

@@ -12,7 +12,8 @@
 //   - the warden judges every voucher itself; the child's one word that counts
 //     is that the connection's other end holds the voucher's key, which only
 //     the process that ended the key exchange can know;
-//   - the link carries ciphertext: it can cut, delay and count, not read;
+//   - the link carries ciphertext, after the one line in the clear with which SSH
+//     begins: it can cut, delay and count, not read;
 //   - the host key never leaves the warden: the child has each hash signed;
 //   - before a session runs, the child is given nothing worth taking.
 package entrance

@@ -27,12 +27,16 @@ import (
 )
 
 const (
-	maxStrangers = 8   // at the entrance at once, before they have shown anything
-	maxGuests    = 16  // sessions by voucher at once
-	enterRate    = 240 // children in a minute
-	enterOfOne   = 60  // of them for one source: it shuts out itself before others
-	maxChildAsks = 64  // of one child: keys that an agent offers, hashes of key exchanges
-	hashMost     = 64  // an exchange hash is that long at most; what else the host key could sign is longer
+	maxStrangers = 48                     // at the entrance at once, before they have shown a voucher
+	strangerStay = 4 * time.Second        // nobody has to make room sooner: an honest client needs one, with a slow line and a busy host
+	enterEvery   = 100 * time.Millisecond // a child each, whoever comes: what a flood costs this host
+	enterBurst   = 8                      // of them without waiting
+	maxShown     = 16                     // who have shown a voucher and still have to touch their key
+	shownOfOne   = 2                      // of them with the same voucher, which others may have seen
+	maxGuests    = 16                     // sessions by voucher at once
+	maxChildAsks = 64                     // of one child: keys that an agent offers, hashes of key exchanges
+	strangerSign = 4                      // of them hashes, before a session has begun: a client needs one
+	hashMost     = 64                     // an exchange hash is that long at most; what else the host key could sign is longer
 	entranceName = "entrance.json"
 	memoryName   = "voucher.json"
 	rememberEach = 30 * time.Second
@@ -72,16 +76,15 @@ type entrances struct {
 	host    ssh.Signer
 	journal ed25519.PrivateKey
 
-	mu      sync.Mutex
-	m       memory
-	saved   time.Duration
-	guests  int
-	at      []*child // strangers, the oldest first
-	since   time.Duration
-	entered int
-	from    map[string]int // of those who entered, by source
-	closed  bool
-	wg      sync.WaitGroup
+	mu     sync.Mutex
+	m      memory
+	saved  time.Duration
+	guests int
+	at     []*child          // strangers, the oldest first
+	shown  map[*child]uint64 // who were strangers, by the serial of their voucher
+	pace   pace
+	closed bool
+	wg     sync.WaitGroup
 }
 
 // child is a process at the entrance.
@@ -90,12 +93,14 @@ type child struct {
 	ctl    *net.UnixConn
 	uid    uint32
 	source string
-	began  bool // its session runs
+	came   time.Duration // boot time
+	signed int           // hashes
+	began  bool          // its session runs
 }
 
 // openDoor reads or makes the keys and reads the memory.
 func (w *warden) openDoor(held string) (*entrances, error) {
-	d := &entrances{w: w, dir: held, empty: filepath.Join(w.c.Dir, "empty"), from: map[string]int{}}
+	d := &entrances{w: w, dir: held, empty: filepath.Join(w.c.Dir, "empty"), shown: map[*child]uint64{}}
 	var k entranceKeys
 	if err := readOrMake(filepath.Join(held, entranceName), &k, func() { k = entranceKeys{1, seed(), seed()} }); err != nil {
 		return nil, err
@@ -194,9 +199,10 @@ func (d *entrances) saveLocked(next memory) error {
 }
 
 // enter makes a child for somebody who has come, and returns the end of its
-// line for the link. When too many stand there, one of those who are most of one
-// source goes, the one who came first: the newcomer may be the one who is needed,
-// and so may the one who waits for a touch of their key.
+// line for the link, which decides whose turn it is. When too many stand there,
+// one of those who are most of one source goes, the one who came first, but
+// nobody who had less time than an honest client needs. Who has shown a voucher
+// stays: they may wait for a touch of their key.
 func (d *entrances) enter(source string) (*os.File, error) {
 	if !d.status().Open {
 		return nil, refuse(RuleVoucher, "cannot open the entrance: a server answered a moment ago")
@@ -215,49 +221,84 @@ func (d *entrances) enter(source string) (*os.File, error) {
 func (d *entrances) admit(source string) (*child, *os.File, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if now := d.w.c.Boot(); now-d.since > time.Minute {
-		d.since, d.entered, d.from = now, 0, map[string]int{}
-	}
-	one := sourceOf(source)
-	switch {
-	case d.closed:
+	now := d.w.c.Boot()
+	if d.closed {
 		return nil, nil, fault.New(fault.Unavailable, "cannot open the entrance: the warden ends")
-	case d.entered >= enterRate:
-		return nil, nil, fault.New(fault.Exhausted, "cannot open the entrance: %d came within a minute", enterRate)
-	case d.from[one] >= enterOfOne:
-		return nil, nil, fault.New(fault.Exhausted, "cannot open the entrance: %d came from %s within a minute", enterOfOne, one)
-	case d.guests >= maxGuests:
-		return nil, nil, fault.New(fault.Exhausted, "cannot open the entrance: %d sessions by voucher run here", d.guests)
 	}
-	d.entered++
-	d.from[one]++
-	for len(d.at) >= maxStrangers {
-		goes := d.at[d.goes()]
-		_ = goes.cmd.Process.Kill()
-		goes.ctl.Close()
-		d.passed(goes)
+	goes := -1
+	if len(d.at) >= d.places() {
+		if goes = d.goes(now); goes < 0 {
+			return nil, nil, fault.New(fault.Exhausted, "cannot open the entrance: %d have just come", len(d.at))
+		}
+	}
+	if !d.pace.take(now) {
+		return nil, nil, fault.New(fault.Exhausted, "cannot open the entrance: too many come at once")
+	}
+	if goes >= 0 {
+		c := d.at[goes]
+		_ = c.cmd.Process.Kill()
+		c.ctl.Close()
+		d.passed(c)
 	}
 	c, f, err := d.spawn(source)
 	if err != nil {
 		return nil, nil, err
 	}
+	c.came = now
 	d.at = append(d.at, c)
 	d.wg.Add(1)
 	return c, f, nil
 }
 
-// goes is which stranger makes room. The caller holds mu.
-func (d *entrances) goes() (i int) {
+// pace is the boot time by which as many came as may.
+type pace time.Duration
+
+// take says whether one more may come now.
+func (p *pace) take(now time.Duration) bool {
+	by := max(time.Duration(*p), now) + enterEvery
+	if by > now+enterBurst*enterEvery {
+		return false
+	}
+	*p = pace(by)
+	return true
+}
+
+// places is how many strangers may stand here: most uids are for sessions.
+func (d *entrances) places() int {
+	return min(maxStrangers, max(1, int(d.w.run.uids.count)/4))
+}
+
+// goes is which stranger makes room, -1 if nobody has to yet. The caller holds mu.
+func (d *entrances) goes(now time.Duration) int {
 	count := map[string]int{}
 	for _, c := range d.at {
 		count[sourceOf(c.source)]++
 	}
-	for j, c := range d.at {
-		if count[sourceOf(c.source)] > count[sourceOf(d.at[i].source)] {
-			i = j
+	goes, most := -1, 0
+	for i, c := range d.at {
+		if n := count[sourceOf(c.source)]; n > most && now-c.came >= strangerStay {
+			goes, most = i, n
 		}
 	}
-	return i
+	return goes
+}
+
+// show notes that a child has seen a voucher that counts: it is no stranger any
+// more. Without the voucher's key it gets no further, so of one voucher there
+// are few places, and nobody loses theirs to another.
+func (d *entrances) show(c *child, serial uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	same := 0
+	for _, other := range d.shown {
+		if other == serial {
+			same++
+		}
+	}
+	if _, already := d.shown[c]; !already && !c.began && same < shownOfOne && len(d.shown) < maxShown {
+		d.shown[c] = serial
+		d.passed(c)
+	}
 }
 
 // sourceOf is what one stranger has of addresses: one of IPv4, 2^64 of IPv6.
@@ -358,6 +399,7 @@ func (d *entrances) leave(c *child) {
 	if c.began {
 		d.guests--
 	}
+	delete(d.shown, c)
 	d.passed(c)
 }
 
@@ -377,6 +419,9 @@ func (d *entrances) close() {
 	for _, c := range d.at {
 		_ = c.cmd.Process.Kill()
 	}
+	for c := range d.shown {
+		_ = c.cmd.Process.Kill()
+	}
 	d.mu.Unlock()
 	d.w.run.stopWhere("", func(l *live) bool { return l.alone })
 	d.wg.Wait()
@@ -388,9 +433,12 @@ func (d *entrances) answer(c *child, ask entrance.Ask) (entrance.Answer, *os.Fil
 	var err error
 	switch ask.Op {
 	case entrance.OpSign:
-		data, err = d.sign(ask.Data)
+		data, err = d.signFor(c, ask.Data)
 	case entrance.OpOffer:
-		_, err = d.w.judge.voucher(ask.Certificate)
+		var a admitted
+		if a, err = d.w.judge.voucher(ask.Certificate); err == nil {
+			d.show(c, a.Serial)
+		}
 	case entrance.OpStart:
 		f, err = d.start(c, ask)
 	default:
@@ -409,6 +457,15 @@ func textOf(err error) string {
 		return f.Text + "\n  next: " + f.Hint
 	}
 	return f.Text
+}
+
+// signFor signs for a child; only a session goes on long enough to exchange keys
+// again and again. The caller is the child's one goroutine.
+func (d *entrances) signFor(c *child, hash []byte) ([]byte, error) {
+	if c.signed++; c.signed > strangerSign && !c.began {
+		return nil, fault.New(fault.Exhausted, "cannot sign: a stranger exchanged keys %d times", strangerSign)
+	}
+	return d.sign(hash)
 }
 
 // sign signs an exchange hash, and nothing longer.
@@ -451,6 +508,7 @@ func (d *entrances) start(c *child, ask entrance.Ask) (*os.File, error) {
 	if err == nil {
 		c.began = true
 		d.guests++
+		delete(d.shown, c)
 		d.passed(c)
 	}
 	d.mu.Unlock()

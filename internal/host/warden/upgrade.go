@@ -242,7 +242,7 @@ func (w *warden) busy() string {
 	}
 	w.door.mu.Lock()
 	defer w.door.mu.Unlock()
-	if w.door.guests+len(w.door.at) > 0 || len(w.run.where(func(l *live) bool { return l.alone })) > 0 {
+	if w.door.guests+len(w.door.at)+len(w.door.shown) > 0 || len(w.run.where(func(l *live) bool { return l.alone })) > 0 {
 		return "somebody is here by voucher"
 	}
 	return ""
