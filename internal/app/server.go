@@ -27,6 +27,7 @@ import (
 	"handrail.dev/handrail/internal/feature/rotation"
 	"handrail.dev/handrail/internal/feature/session"
 	"handrail.dev/handrail/internal/feature/sshgate"
+	"handrail.dev/handrail/internal/feature/support"
 	"handrail.dev/handrail/internal/feature/voucher"
 	"handrail.dev/handrail/internal/feature/webhook"
 	"handrail.dev/handrail/internal/feature/witness"
@@ -204,7 +205,7 @@ func Actions() (all []ledger.Action) {
 	for _, actions := range [][]ledger.Action{
 		identity.Actions(), directory.Actions(), target.Actions(), policy.Actions(), approval.Actions(), doorway.Actions(), fleet.Actions(),
 		access.Actions(), session.Actions(), recording.Actions(), roster.Actions(), rpc.Actions(), store.Actions(), peer.Actions(),
-		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), drain.Actions(), voucher.Actions(), rotation.Actions(), webhook.Actions(), {SupportBundled},
+		witness.Actions(), erasure.Actions(), agentless.Actions(), inspect.Actions(), drain.Actions(), voucher.Actions(), rotation.Actions(), webhook.Actions(), support.Actions(),
 	} {
 		all = append(all, actions...)
 	}

@@ -1,4 +1,4 @@
-package app
+package bundle
 
 import (
 	"bytes"
@@ -48,7 +48,10 @@ func machineOf(dir string) any {
 	if syscall.Sysinfo(&info) == nil {
 		out.Uptime = int64(info.Uptime)
 	}
-	out.Free, _ = freeSpace(dir)
+	var disk syscall.Statfs_t
+	if syscall.Statfs(dir, &disk) == nil {
+		out.Free = disk.Bavail * uint64(disk.Bsize)
+	}
 	var limit syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
 		out.Files = limit.Max
@@ -148,7 +151,7 @@ func heapNames(zipped []byte, rename func(string) string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, err := io.ReadAll(io.LimitReader(in, 8*supportPart))
+	raw, err := io.ReadAll(io.LimitReader(in, 8*maxPart))
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package app
+package bundle
 
 import (
 	"bufio"
@@ -42,11 +42,17 @@ import (
 
 // Kinds of words.
 const (
-	aPerson = "person"
-	aHost   = "host"
-	aServer = "server"
-	aThing  = "name" // of anything else that somebody named
-	aSecret = "secret"
+	Person = "person"
+	Host   = "host"
+	Server = "server"
+	Thing  = "name" // of anything else that somebody named
+	Secret = "secret"
+)
+
+// Kinds of which Known makes things.
+const (
+	group = "group" // but for those that every installation has
+	list  = "list"  // of them, or an address: also what stands between the points
 )
 
 const (
@@ -54,7 +60,8 @@ const (
 	leastInside = 4 // a secret that is found inside of words
 )
 
-type redactor struct {
+// Redactor takes names and secrets out of texts.
+type Redactor struct {
 	salt    []byte
 	words   map[string]string   // in ASCII lower case → kind
 	byStart map[string][]string // the same by their first run of letters, the longest first
@@ -63,28 +70,29 @@ type redactor struct {
 	whole   bool                // the server said whom and what it knows
 }
 
-func newRedactor(salt []byte) *redactor {
-	return &redactor{salt: salt, words: map[string]string{}, byStart: map[string][]string{}, marks: map[string]string{}}
+// NewRedactor returns one that knows no words yet. Its marks are keyed by salt.
+func NewRedactor(salt []byte) *Redactor {
+	return &Redactor{salt: salt, words: map[string]string{}, byStart: map[string][]string{}, marks: map[string]string{}}
 }
 
-// learn adds words that must not leave as they are.
-func (r *redactor) learn(kind string, words ...string) {
+// Learn adds words that must not leave as they are.
+func (r *Redactor) Learn(kind string, words ...string) {
 	for _, w := range words {
 		forms := []string{w}
 		if low := strings.ToLower(w); low != lower(w) {
 			forms = append(forms, low, strings.ToUpper(w))
 		}
-		if kind == aSecret {
+		if kind == Secret {
 			forms = append(forms, url.QueryEscape(w), url.PathEscape(w), strings.ReplaceAll(w, `"`, `\"`))
 		}
 		for _, form := range forms {
 			form = lower(strings.TrimFunc(form, func(c rune) bool { return !letter(c) }))
 			was := r.words[form]
-			if len(form) < leastWord || was == aSecret || was != "" && kind != aSecret {
+			if len(form) < leastWord || was == Secret || was != "" && kind != Secret {
 				continue
 			}
 			r.words[form] = kind
-			if kind == aSecret && len(form) >= leastInside {
+			if kind == Secret && len(form) >= leastInside {
 				r.inside = append(r.inside, form)
 			}
 			if was != "" {
@@ -97,10 +105,41 @@ func (r *redactor) learn(kind string, words ...string) {
 	}
 }
 
+// LearnKnown adds what an installation says that it knows, by kind: secrets
+// first, since a word is of the first kind that it is told for.
+func (r *Redactor) LearnKnown(words map[string][]string) {
+	for _, kind := range []string{Secret, Person, Server, Host, Thing} {
+		r.Learn(kind, words[kind]...)
+	}
+	things := slices.Clone(words[group])
+	for _, l := range words[list] {
+		r.Learn(Thing, l)
+		things = append(things, strings.FieldsFunc(l, func(c rune) bool { return !letter(c) && c != '-' && c != '.' })...)
+	}
+	for _, thing := range things {
+		if !shape().ordinary.MatchString(thing) {
+			r.Learn(Thing, thing)
+		}
+	}
+}
+
+// Words are what it has learned, by kind.
+func (r *Redactor) Words() map[string][]string {
+	all := map[string][]string{}
+	for word, kind := range r.words {
+		all[kind] = append(all[kind], word)
+	}
+	return all
+}
+
+// Whole says whether a server told whom and what it knows. Where none did, a
+// text that could name somebody is left out.
+func (r *Redactor) Whole() bool { return r.whole }
+
 // mark stands for a name.
-func (r *redactor) mark(kind, word string) string {
-	if kind == aSecret {
-		return mask.Hidden(aSecret)
+func (r *Redactor) mark(kind, word string) string {
+	if kind == Secret {
+		return mask.Hidden(Secret)
 	}
 	h := hmac.New(sha256.New, r.salt)
 	h.Write([]byte(kind + "\x00" + lower(word)))
@@ -143,7 +182,7 @@ func wordEnds(rest, word string) bool {
 }
 
 // names takes the words out of a text.
-func (r *redactor) names(s string) string {
+func (r *Redactor) names(s string) string {
 	small := lower(s)
 	var out strings.Builder
 	for i := 0; i < len(s); {
@@ -168,7 +207,7 @@ func (r *redactor) names(s string) string {
 }
 
 // secrets takes them out of longer words too.
-func (r *redactor) secrets(s string) string {
+func (r *Redactor) secrets(s string) string {
 	for _, w := range r.inside {
 		var out strings.Builder
 		for small := lower(s); ; {
@@ -176,7 +215,7 @@ func (r *redactor) secrets(s string) string {
 			if i < 0 {
 				break
 			}
-			out.WriteString(s[:i] + mask.Hidden(aSecret))
+			out.WriteString(s[:i] + mask.Hidden(Secret))
 			s, small = s[i+len(w):], small[i+len(w):]
 		}
 		s = out.String() + s
@@ -208,22 +247,22 @@ var shape = sync.OnceValue(func() shapes {
 
 type form struct {
 	*regexp.Regexp
-	as func(r *redactor, match string) string
+	as func(r *Redactor, match string) string
 }
 
 // forms are those of names that nobody told us.
 var forms = sync.OnceValue(func() []form {
 	re := regexp.MustCompile
-	gone := func(what string) func(*redactor, string) string {
-		return func(*redactor, string) string { return mask.Hidden(what) }
+	gone := func(what string) func(*Redactor, string) string {
+		return func(*Redactor, string) string { return mask.Hidden(what) }
 	}
-	marked := func(kind string) func(*redactor, string) string {
-		return func(r *redactor, m string) string { return r.mark(kind, m) }
+	marked := func(kind string) func(*Redactor, string) string {
+		return func(r *Redactor, m string) string { return r.mark(kind, m) }
 	}
 	return []form{
 		{re(`[\pL\d._%+-]+@[\pL\d-]+(\.[\pL\d-]+)*`), marked("mail")},
 		{re(`(?i)\b(cn|uid|ou|dc|o|sn|mail|samaccountname)=[^,;\s"')]+`), gone("directory")},
-		{re(`(^|[^\w/.‹›-])/(home|Users|root)(/[^\s"':]*)?`), func(_ *redactor, m string) string { return m[:strings.IndexByte(m, '/')] + mask.Hidden("home") }},
+		{re(`(^|[^\w/.‹›-])/(home|Users|root)(/[^\s"':]*)?`), func(_ *Redactor, m string) string { return m[:strings.IndexByte(m, '/')] + mask.Hidden("home") }},
 		{re(`\b\d{1,3}(\.\d{1,3}){3}\b`), address},
 		{re(`(?i)[0-9a-f]{0,4}(:[0-9a-f]{0,4}){2,7}(%\w+)?`), address},
 		{re(`(?i)\b[a-z0-9_]([a-z0-9_-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*\.[a-z]{2,24}\b`), dotted},
@@ -232,7 +271,7 @@ var forms = sync.OnceValue(func() []form {
 })
 
 // address leaves what every machine has.
-func address(r *redactor, m string) string {
+func address(r *Redactor, m string) string {
 	a, err := netip.ParseAddr(m)
 	if err != nil || a.IsLoopback() || a.IsUnspecified() {
 		return m
@@ -240,15 +279,15 @@ func address(r *redactor, m string) string {
 	return r.mark("addr", m)
 }
 
-func dotted(r *redactor, m string) string {
+func dotted(r *Redactor, m string) string {
 	if shape().ours.MatchString(m) {
 		return m
 	}
-	return r.mark(aHost, m)
+	return r.mark(Host, m)
 }
 
 // dense is what a key looks like in text: long, with letters and digits.
-func dense(_ *redactor, m string) string {
+func dense(_ *Redactor, m string) string {
 	if shape().places.MatchString(m) {
 		return m
 	}
@@ -259,10 +298,10 @@ func dense(_ *redactor, m string) string {
 }
 
 // known takes known words out, where the rest of a text is our own making.
-func (r *redactor) known(s string) string { return r.names(r.secrets(s)) }
+func (r *Redactor) known(s string) string { return r.names(r.secrets(s)) }
 
-// text redacts a text that anybody may have written in part.
-func (r *redactor) text(s string) string {
+// Text redacts a text that anybody may have written in part.
+func (r *Redactor) Text(s string) string {
 	s = shape().logins.ReplaceAllString(r.secrets(s), "://"+mask.Hidden(mask.Login)+"@") // who it is, too, before mask takes the password
 	s, _ = mask.Text(s)
 	for _, f := range forms() {
@@ -275,7 +314,7 @@ func (r *redactor) text(s string) string {
 // log redacts lines of log. Where nobody said which names there are, only what
 // handrail itself wrote is kept of them: time, level, message and the names of
 // fields, and values that can name nobody.
-func (r *redactor) log(text []byte) []byte {
+func (r *Redactor) log(text []byte) []byte {
 	var out bytes.Buffer
 	lines := bufio.NewScanner(bytes.NewReader(text))
 	lines.Buffer(nil, 1<<20)
@@ -288,7 +327,7 @@ func (r *redactor) log(text []byte) []byte {
 		case shape().frame.MatchString(line):
 			line = r.known(line)
 		case r.whole:
-			line = r.text(line)
+			line = r.Text(line)
 		default:
 			line = bare(line)
 		}
@@ -320,7 +359,7 @@ func bareValue(name, value string) string {
 }
 
 // jsonLine is a line of log that is JSON.
-func (r *redactor) jsonLine(fields map[string]any) string {
+func (r *Redactor) jsonLine(fields map[string]any) string {
 	var out strings.Builder
 	out.WriteString("{")
 	const ours = "time level msg"
@@ -336,7 +375,7 @@ func (r *redactor) jsonLine(fields map[string]any) string {
 			text = fmt.Sprint(value)
 			fallthrough
 		case !strings.Contains(ours, name):
-			if text = r.text(text); !r.whole {
+			if text = r.Text(text); !r.whole {
 				text = bareValue(name, text)
 			}
 		}
@@ -356,7 +395,7 @@ func quoted(s string) []byte {
 // The salt of an installation's marks lies in its folder and never leaves it.
 const saltName, saltSize = "support.salt", 32
 
-func supportSalt(dir string) ([]byte, error) {
+func readSalt(dir string) ([]byte, error) {
 	path := filepath.Join(dir, saltName)
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err == nil {
