@@ -40,8 +40,8 @@ func withoutNode(q policy.Query) policy.Decision {
 	case (asks || opens && q.Context.Level == wire.LevelWrite) && (q.Context.Root || q.Context.Sudo) && !h.SSHNode:
 		return refused("no-root-without-a-node", "this host has no node, so nothing there could end what root or sudo started.", adopt)
 	case looks && !h.SSHNode:
-		return refused("no-look-without-a-node", "this host has no node to look and to mask what it sees, and none may be brought there.",
-			"handrail host set "+h.Name+" --ssh-node, for the length of each look; or: "+adopt)
+		return refused("no-look-without-a-node", "this host has no node to look and to mask what it sees, and none may come for the length of a look.",
+			"handrail host set "+h.Name+" --ssh-node")
 	case (asks || opens && q.Context.Level == wire.LevelWrite) && h.SSHWrite == "":
 		return refused("no-write-account", "this host has no node and no account to write as.",
 			"handrail host set "+h.Name+" --ssh-write ACCOUNT")
