@@ -35,6 +35,7 @@ type Cgroup struct {
 	unified string            // folder of the version 2 group; empty without
 	legacy  map[string]string // controller → folder of the version 1 group
 	fd      *os.File          // the version 2 folder, for clone
+	held    []*os.File        // every folder above, named by its path: root in the session can unmount the trees
 	unbound []string          // controllers that this host does not have, of the limits that were asked for
 }
 
@@ -151,6 +152,9 @@ func (c *Cgroup) make(m mounted, name string, l Limits) error {
 			return err
 		}
 		c.legacy[controller] = dir
+		if _, err := c.hold(dir); err != nil {
+			return err
+		}
 		for file, value := range limits[controller].v1 {
 			err := writeFile(filepath.Join(dir, file), value)
 			if controller == "cpu" && errors.Is(err, unix.EINVAL) {
@@ -221,12 +225,20 @@ func (c *Cgroup) makeUnified(m mounted, name string) error {
 		return err
 	}
 	c.unified = dir
+	var err error
+	c.fd, err = c.hold(dir)
+	return err
+}
+
+// hold keeps a folder of the group open.
+func (c *Cgroup) hold(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.fd = os.NewFile(uintptr(fd), dir)
-	return nil
+	f := os.NewFile(uintptr(fd), dir)
+	c.held = append(c.held, f)
+	return f, nil
 }
 
 // limitFiles are the files to write for one controller in each version.
@@ -266,8 +278,7 @@ func writeAll(f *os.File, value string) error {
 	return errors.Join(err, f.Close())
 }
 
-// write sets a file of the group in dir; read reads one. The version 2 group is
-// held open, since whoever is root in the session can unmount the tree.
+// write sets a file of the group in dir; read reads one.
 func (c *Cgroup) write(dir, name, value string) error {
 	f, err := c.open(dir, name, unix.O_WRONLY)
 	if err != nil {
@@ -287,10 +298,11 @@ func (c *Cgroup) read(dir, name string) ([]byte, error) {
 
 func (c *Cgroup) open(dir, name string, flags int) (*os.File, error) {
 	path := filepath.Join(dir, name)
-	if dir != c.unified || c.fd == nil {
+	i := slices.IndexFunc(c.held, func(f *os.File) bool { return f.Name() == dir })
+	if i < 0 {
 		return os.OpenFile(path, flags, 0)
 	}
-	fd, err := unix.Openat(int(c.fd.Fd()), name, flags|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(int(c.held[i].Fd()), name, flags|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -301,7 +313,7 @@ func (c *Cgroup) open(dir, name string, flags int) (*os.File, error) {
 // 1 limits as well.
 func (c *Cgroup) enter(pid int) error {
 	for _, dir := range c.legacy {
-		if err := writeFile(filepath.Join(dir, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
+		if err := c.write(dir, "cgroup.procs", strconv.Itoa(pid)); err != nil {
 			return fault.Wrap(fault.Unavailable, err, "cannot put the session under its limits")
 		}
 	}
@@ -427,10 +439,10 @@ func (c *Cgroup) freeze(ctx context.Context, on bool) error {
 
 // Remove deletes the empty cgroup.
 func (c *Cgroup) Remove() error {
-	if c.fd != nil {
-		c.fd.Close()
-		c.fd = nil
+	for _, f := range c.held {
+		f.Close()
 	}
+	c.fd, c.held = nil, nil
 	var errs []error
 	for _, dir := range append([]string{c.unified}, values(c.legacy)...) {
 		if dir == "" {

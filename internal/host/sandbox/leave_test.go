@@ -68,23 +68,36 @@ func TestKillNeedsNoMountedCgroupTree(t *testing.T) {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		t.Fatal(err)
 	}
-	cg, err := NewCgroup(fmt.Sprintf("test-unmount-%d", os.Getpid()), Limits{})
+	m, err := cgroupMounts()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if cg.unified == "" {
-		t.Skip("no version 2 group")
+	killedWithoutTree(t)
+	if m.legacy["pids"] == "" || m.unified == "" {
+		return
+	}
+	if err := unix.Unmount(m.unified, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	killedWithoutTree(t) // under version 1 alone
+}
+
+func killedWithoutTree(t *testing.T) {
+	t.Helper()
+	cg, err := NewCgroup(fmt.Sprintf("test-unmount-%d", os.Getpid()), Limits{Pids: 64, MemoryBytes: 1 << 30, CPUPercent: 100})
+	if err != nil {
+		t.Fatal(err)
 	}
 	c, err := Start(t.Context(), readSpec("sleep", "1000"), Options{Cgroup: cg})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := cgroupMounts()
-	if err != nil {
+	const tree = "/sys/fs/cgroup"
+	if err := unix.Mount("none", tree, "tmpfs", 0, ""); err != nil { // what it covers is out of reach
 		t.Fatal(err)
 	}
-	if err := unix.Unmount(m.unified, unix.MNT_DETACH); err != nil {
-		t.Fatal(err)
+	if _, err := os.Stat(cg.Path()); err == nil {
+		t.Fatalf("%s is still there", cg.Path())
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -95,9 +108,10 @@ func TestKillNeedsNoMountedCgroupTree(t *testing.T) {
 	if status, err := c.Wait(); err != nil || status.Signal() != syscall.SIGKILL {
 		t.Errorf("%v %v", status, err)
 	}
-	if err := unix.Mount("none", m.unified, "cgroup2", 0, ""); err != nil {
+	if err := unix.Unmount(tree, unix.MNT_DETACH); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("killed under %s", cg.Layout())
 	if err := cg.Remove(); err != nil {
 		t.Error(err)
 	}
