@@ -94,7 +94,7 @@ func (a *answer) fill(o order) error {
 	if err := o.makeHost(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
 	a.Probe = sandbox.Probe(ctx, nil)
 	if o.Attack {
@@ -185,6 +185,9 @@ func (o order) makeHost() error {
 			return fmt.Errorf("cannot mount %s on %s: %w", m.kind, m.at, err)
 		}
 	}
+	if err := o.narrow(top + "/cpu/narrow"); err != nil {
+		return fmt.Errorf("cannot narrow the share of the processor: %w", err)
+	}
 	if o.ReadOnly {
 		if err := unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 			return fmt.Errorf("cannot make the root read-only: %w", err)
@@ -197,6 +200,16 @@ func (o order) makeHost() error {
 		}
 	}
 	return errors.Join(unix.Sethostname([]byte("odd")), loopback())
+}
+
+// narrow puts this machine's processes into a group with less of the processor
+// than a session may have, as a container or a unit with a quota is. Version 1
+// refuses to give more to those below.
+func (o order) narrow(dir string) error {
+	if o.Cgroup != "v1" && o.Cgroup != "hybrid" {
+		return nil
+	}
+	return errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(dir+"/cpu.cfs_quota_us", []byte("100000"), 0), os.WriteFile(dir+"/cgroup.procs", []byte("1"), 0))
 }
 
 // newRoot moves what the kernel unpacked into a file system of its own, as a
