@@ -23,6 +23,7 @@ import (
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/wire"
 	"handrail.dev/handrail/internal/host/entrance"
+	"handrail.dev/handrail/internal/host/keeper"
 	"handrail.dev/handrail/internal/host/sandbox"
 )
 
@@ -423,7 +424,7 @@ func (d *entrances) close() {
 		_ = c.cmd.Process.Kill()
 	}
 	d.mu.Unlock()
-	d.w.run.stopWhere("", func(l *live) bool { return l.alone })
+	d.w.run.stopWhere(keeper.WhyLost, func(l *live) bool { return l.alone })
 	d.wg.Wait()
 }
 

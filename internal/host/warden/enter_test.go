@@ -1,11 +1,13 @@
 package warden
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -14,6 +16,7 @@ import (
 
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/internal/host/keeper"
 )
 
 // comes has the link say that somebody came, until the warden takes them in.
@@ -213,5 +216,33 @@ func TestAStrangerExchangesKeysAFewTimesAndASessionAsItLikes(t *testing.T) {
 	c.began = true
 	if _, err := d.signFor(c, make([]byte, 32)); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWhoIsHereByVoucherIsToldThatTheWardenEnds(t *testing.T) {
+	g := leftAlone(t, nil)
+	cert := g.signed(g.ca, nil)
+	g.lost()
+	cmd := g.ssh(cert, "echo in; exec cat")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("in\n"))); err != nil {
+		t.Fatal(err)
+	}
+	g.b.stop()
+	if err := cmd.Wait(); err == nil || !strings.Contains(said.String(), "this session has ended: "+keeper.WhyLost) {
+		t.Errorf("%v: %s", err, said.String())
 	}
 }

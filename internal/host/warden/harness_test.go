@@ -55,6 +55,7 @@ type bench struct {
 	last int64 // the tree that the warden knows
 	now  func() time.Duration
 	seen []wire.Event
+	stop func() // ends the warden of start
 }
 
 func newBench(t *testing.T) *bench {
@@ -81,6 +82,7 @@ func newBench(t *testing.T) *bench {
 func (b *bench) start(change func(*Config)) {
 	b.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
+	b.stop = cancel
 	c := testConfig(b.dir)
 	if change != nil {
 		change(&c)
