@@ -67,6 +67,33 @@ export async function auditLooks(page, name, folder, keep = () => true) {
   await page.setViewportSize({ width: 1280, height: 860 });
 }
 
+// withPasskey is a page of a browser of its own, with an authenticator that needs
+// no finger.
+export async function withPasskey(baseURL) {
+  const context = await browser.newContext({ baseURL, reducedMotion: "reduce", viewport: { width: 1280, height: 860 } });
+  const page = await context.newPage();
+  page.setDefaultTimeout(20_000);
+  listen(page);
+  const cdp = await context.newCDPSession(page);
+  await cdp.send("WebAuthn.enable");
+  await cdp.send("WebAuthn.addVirtualAuthenticator", {
+    options: { protocol: "ctap2", transport: "internal", hasResidentKey: true, hasUserVerification: true, isUserVerified: true, automaticPresenceSimulation: true },
+  });
+  return page;
+}
+
+// screenOf is the text of the terminal on a page.
+export const screenOf = (page) => page.evaluate(() => {
+  const buffer = document.querySelector("term-view, replay-view")?.term?.buffer.active;
+  return buffer ? Array.from({ length: buffer.length }, (_, i) => buffer.getLine(i).translateToString(true)).join("\n").trim() : "";
+});
+// shows waits until that terminal shows a text.
+export const shows = (page, text) => page.waitForFunction((want) => {
+  const buffer = document.querySelector("term-view, replay-view")?.term?.buffer.active;
+  // A long line is wrapped: look at the text as if it were not.
+  return buffer && Array.from({ length: buffer.length }, (_, i) => (buffer.getLine(i).isWrapped ? "" : "\n") + buffer.getLine(i).translateToString(true)).join("").includes(want);
+}, text).catch(async () => { throw new Error(`the terminal does not show ${JSON.stringify(text)}:\n${await screenOf(page)}`); });
+
 export async function end() {
   await browser.close();
   if (failed) console.log(`${failed} checks failed`);

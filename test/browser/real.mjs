@@ -4,7 +4,7 @@
 // must happen.
 import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync } from "node:fs";
-import { auditLooks, browser, check, end, listen, plan, seconds, seen } from "./browser.mjs";
+import { auditLooks, browser, check, end, plan, screenOf, seconds, seen, shows, withPasskey } from "./browser.mjs";
 
 const base = new URL(plan.link).origin;
 const shots = "shots/real/";
@@ -13,17 +13,9 @@ const second = "grace-of-the-night-shift.hopper1"; // as long as a name may be
 mkdirSync(shots, { recursive: true });
 
 const people = [];
-// visitor is one person's browser, with an authenticator that needs no finger.
+// visitor is one person's browser.
 async function visitor() {
-  const context = await browser.newContext({ baseURL: base, reducedMotion: "reduce", viewport: { width: 1280, height: 860 } });
-  const page = await context.newPage();
-  page.setDefaultTimeout(20_000);
-  listen(page);
-  const cdp = await context.newCDPSession(page);
-  await cdp.send("WebAuthn.enable");
-  await cdp.send("WebAuthn.addVirtualAuthenticator", {
-    options: { protocol: "ctap2", transport: "internal", hasResidentKey: true, hasUserVerification: true, isUserVerified: true, automaticPresenceSimulation: true },
-  });
+  const page = await withPasskey(base);
   people.push(page);
   return page;
 }
@@ -33,15 +25,6 @@ async function visitor() {
 const audit = (page, name) => auditLooks(page, name, shots, (look) => process.env.SHOTS || ["wide-light", "narrow-dark"].includes(look));
 
 const follows = (page) => page.waitForFunction(() => document.querySelector("#live")?.dataset.state === "live");
-const screenOf = (page) => page.evaluate(() => {
-  const buffer = document.querySelector("term-view, replay-view")?.term?.buffer.active;
-  return buffer ? Array.from({ length: buffer.length }, (_, i) => buffer.getLine(i).translateToString(true)).join("\n").trim() : "";
-});
-const shows = (page, text) => page.waitForFunction((want) => {
-  const buffer = document.querySelector("term-view, replay-view")?.term?.buffer.active;
-  // A long line is wrapped: look at the text as if it were not.
-  return buffer && Array.from({ length: buffer.length }, (_, i) => (buffer.getLine(i).isWrapped ? "" : "\n") + buffer.getLine(i).translateToString(true)).join("").includes(want);
-}, text).catch(async () => { throw new Error(`the terminal does not show ${JSON.stringify(text)}:\n${await screenOf(page)}`); });
 
 async function enter(page, link, name) {
   await page.goto(link);

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"handrail.dev/handrail/test/sshd"
 )
 
 // needBrowser skips in one line, or fails where the run must not skip, when
@@ -50,7 +52,7 @@ const browserDir = "../browser"
 // the program is built and run beside the test, out of its sight.
 func lookAtSources(t *testing.T) {
 	t.Helper()
-	for _, tree := range []string{"../../api", "../../cmd", "../../internal", filepath.Join(browserDir, "browser.mjs"), filepath.Join(browserDir, "real.mjs"), filepath.Join(browserDir, "provider.mjs"), "../provider/provider.mjs"} {
+	for _, tree := range []string{"../../api", "../../cmd", "../../internal", filepath.Join(browserDir, "browser.mjs"), filepath.Join(browserDir, "real.mjs"), filepath.Join(browserDir, "agentless.mjs"), filepath.Join(browserDir, "provider.mjs"), "../provider/provider.mjs"} {
 		err := filepath.WalkDir(tree, func(path string, _ fs.DirEntry, err error) error {
 			if err == nil {
 				_, err = os.Stat(path)
@@ -71,15 +73,39 @@ func TestTheStoryInTheBrowser(t *testing.T) {
 	chromium := needBrowser(t)
 	lookAtSources(t)
 	i := up(t, t.TempDir())
-	plan, err := json.Marshal(map[string]string{
-		"chromium": chromium, "link": i.link, "ssh": i.ssh, "folder": openFolder(t),
-	})
+	drives(t, "real.mjs", map[string]string{"chromium": chromium, "link": i.link, "ssh": i.ssh, "folder": openFolder(t)})
+}
+
+// TestAHostWithoutANodeInTheBrowser opens shells and looks by the page, as
+// agentless.mjs says.
+func TestAHostWithoutANodeInTheBrowser(t *testing.T) {
+	t.Parallel()
+	chromium := needBrowser(t)
+	sshd.Need(t)
+	lookAtSources(t)
+	i := up(t, t.TempDir())
+	i.needShells()
+	first := i.first()
+	server := sshd.Start(t, "PermitRootLogin yes")
+	root, account := sshd.RootAccount(t, "hr-root"), sshd.Account(t, "hr-r")
+	first.ok("host", "add", "db-7", "--ssh", root+"@"+server.Address, "--host-key", server.Key, "--env", "dev", "--ssh-node")
+	first.ok("host", "add", "db-8", "--ssh", account+"@"+server.Address, "--host-key", server.Key, "--env", "dev")
+	first.trusts(t, "db-7")
+	first.trusts(t, "db-8")
+	drives(t, "agentless.mjs", map[string]string{"chromium": chromium, "link": i.link, "visited": "db-7", "bare": "db-8", "account": account,
+		"pid": aSleeper(t, "DB_PASSWORD=hunter2"), "folder": openFolder(t)})
+}
+
+// drives runs a driver with its plan.
+func drives(t *testing.T, driver string, plan map[string]string) {
+	t.Helper()
+	asked, err := json.Marshal(plan)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "node", "real.mjs", string(plan))
+	cmd := exec.CommandContext(ctx, "node", driver, string(asked))
 	cmd.Dir = browserDir
 	out, err := cmd.CombinedOutput()
 	t.Logf("%s", out)
