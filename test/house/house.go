@@ -6,13 +6,17 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/mod/sumdb/note"
 
+	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/fault"
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/keyring"
@@ -103,6 +107,61 @@ func (h *House) Enter(secret string) Resident {
 	who, err := h.People.Authenticate(context.Background(), login.Bearer)
 	Must(h.t, err)
 	return Resident{who, login.Bearer, key}
+}
+
+// Person adds somebody of a group, who logs in on a new device.
+func (h *House) Person(name, group string) Resident {
+	h.t.Helper()
+	var link string
+	h.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		p, entries, err := h.People.AddTx(tx, identity.Principal{ID: ledger.System}, name, []string{group})
+		if err != nil {
+			return nil, err
+		}
+		secret, e, err := h.People.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
+		link = secret
+		return append(entries, e), err
+	})
+	return h.Enter(link)
+}
+
+// Lock locks somebody out.
+func (h *House) Lock(who Resident) {
+	h.t.Helper()
+	h.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, entries, err := h.People.LockTx(tx, ledger.System, who.ID, "lost laptop")
+		return entries, err
+	})
+}
+
+// Approve is what comes of it when somebody signs a request, as it is shown,
+// with their device.
+func (h *House) Approve(all *approval.Approvals, by Resident, id string) error {
+	h.t.Helper()
+	ctx := context.Background()
+	a, err := all.Get(ctx, id)
+	Must(h.t, err)
+	sig, err := by.Key.Sign(rand.Reader, identity.ApprovalMessage(a.Hash))
+	Must(h.t, err)
+	_, err = h.Store.Record(ctx, store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, entries, err := all.ApproveTx(tx, by.Principal, a.ID, a.Hash, approval.Evidence{DeviceSignature: ssh.Marshal(sig)})
+		return entries, err
+	})
+	return err
+}
+
+// Root signs a trust bundle as whoever holds the root key does.
+func (h *House) Root(text []byte) []byte {
+	h.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(h.Dir, "root", "root.key"))
+	Must(h.t, err)
+	signer, err := note.NewSigner(strings.TrimSpace(string(raw)))
+	Must(h.t, err)
+	b, err := ledger.ReadBundle(text)
+	Must(h.t, err)
+	signed, err := ledger.SignBundle(b, signer)
+	Must(h.t, err)
+	return signed
 }
 
 // NewKey is a new device key.

@@ -2,14 +2,11 @@ package inspect
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"io"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/crypto/ssh"
 
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/blob"
@@ -105,23 +102,8 @@ func newVault(t *testing.T) *vault {
 		Approvals: v.approvals, Seals: h.Ring.Subjects(), Blobs: blobs,
 		Drained: func(store.Queryer, identity.Principal, target.Host, time.Time) error { return v.drained },
 	})
-	v.ada, v.bob, v.carl = v.person("ada", "developer"), v.person("bob", "operator"), v.person("carl", "admin")
+	v.ada, v.bob, v.carl = v.Person("ada", "developer"), v.Person("bob", "operator"), v.Person("carl", "admin")
 	return v
-}
-
-func (v *vault) person(name, group string) house.Resident {
-	v.t.Helper()
-	var link string
-	v.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		p, entries, err := v.People.AddTx(tx, identity.Principal{ID: ledger.System}, name, []string{group})
-		if err != nil {
-			return nil, err
-		}
-		secret, e, err := v.People.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
-		link = secret
-		return append(entries, e), err
-	})
-	return v.Enter(link)
 }
 
 // ask is ada's request of a kind.
@@ -139,16 +121,7 @@ func (v *vault) ask(kind string) Agreed {
 }
 
 func (v *vault) approve(by house.Resident, a Agreed) error {
-	v.t.Helper()
-	request, err := v.approvals.Get(v.t.Context(), a.Approval)
-	house.Must(v.t, err)
-	sig, err := by.Key.Sign(rand.Reader, identity.ApprovalMessage(request.Hash))
-	house.Must(v.t, err)
-	_, err = v.Store.Record(v.t.Context(), store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, entries, err := v.approvals.ApproveTx(tx, by.Principal, request.ID, request.Hash, approval.Evidence{DeviceSignature: ssh.Marshal(sig)})
-		return entries, err
-	})
-	return err
+	return v.Approve(v.approvals, by, a.Approval)
 }
 
 // take is what taking a request of either kind comes to.
@@ -160,14 +133,6 @@ func (v *vault) take(by house.Resident, a Agreed) error {
 	}
 	_, err := v.x.Take(v.t.Context(), by.Principal, a.ID, func(Asked) error { return nil }, func(wire.InspectRecord) error { return nil })
 	return err
-}
-
-func (v *vault) lock(who house.Resident) {
-	v.t.Helper()
-	v.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, entries, err := v.People.LockTx(tx, ledger.System, who.ID, "lost laptop")
-		return entries, err
-	})
 }
 
 func (v *vault) row(a Agreed) (now Agreed) {
@@ -228,7 +193,7 @@ func TestAnApproverWhoIsLockedBeforeTheTakeCountsNoMore(t *testing.T) {
 	both(t, func(t *testing.T, v *vault, kind string) {
 		a := v.ask(kind)
 		house.Must(t, v.approve(v.bob, a))
-		v.lock(v.bob)
+		v.Lock(v.bob)
 		house.Want(t, v.take(v.ada, a), fault.Denied, "who agreed was locked since")
 		if got := v.row(a); got.State != StateAgreed || v.node.orders != 0 {
 			t.Errorf("%s, and %d orders", got.State, v.node.orders)
@@ -245,8 +210,8 @@ func TestAnApproverWhoIsLockedBeforeTheTakeCountsNoMore(t *testing.T) {
 // A take is decided in the transaction that opens it, not by what was seen before.
 func TestALockBetweenTheLookAndTheOrderOfATakeWins(t *testing.T) {
 	for name, fall := range map[string]func(v *vault, a Agreed) string{
-		"who agreed is locked": func(v *vault, _ Agreed) string { v.lock(v.bob); return "who agreed was locked since" },
-		"who asked is locked":  func(v *vault, _ Agreed) string { v.lock(v.ada); return "locked" },
+		"who agreed is locked": func(v *vault, _ Agreed) string { v.Lock(v.bob); return "who agreed was locked since" },
+		"who asked is locked":  func(v *vault, _ Agreed) string { v.Lock(v.ada); return "locked" },
 		"its hour is over": func(v *vault, a Agreed) string {
 			v.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
 				_, err := tx.Exec(`UPDATE inspect_agreed SET until = $1 WHERE id = $2`, tx.Now().UnixMicro(), a.ID)
@@ -287,7 +252,7 @@ func TestWhoAgreedToADumpReadsItUntilTheyAreLocked(t *testing.T) {
 			t.Errorf("%s is not let in: %v", by.Name, err)
 		}
 	}
-	v.lock(v.bob)
+	v.Lock(v.bob)
 	var readers []string
 	house.Must(t, v.Store.View(t.Context(), func(q *store.View) (err error) {
 		readers, err = v.x.readers(q, v.row(a))

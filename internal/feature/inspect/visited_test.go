@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/crypto/ssh"
 
@@ -75,17 +74,7 @@ func newRemote(t *testing.T, sshNode bool) *remote {
 		r.host = host
 		return []ledger.Entry{e}, err
 	})
-	var link string
-	h.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		p, entries, err := h.People.AddTx(tx, identity.Principal{ID: ledger.System}, "ada", []string{"developer"})
-		if err != nil {
-			return nil, err
-		}
-		secret, e, err := h.People.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
-		link = secret
-		return append(entries, e), err
-	})
-	r.ada = h.Enter(link).Principal
+	r.ada = h.Person("ada", "developer").Principal
 	door := doorway.New(doorway.Deps{Store: h.Store, People: h.People, Hosts: h.Hosts, Policy: h.Force})
 	r.x = New(Deps{Store: h.Store, Door: door, Hosts: h.Hosts, People: h.People, Rules: h.Force, Nodes: r.node, LockEpoch: h.People.LockEpochTx, Seals: h.Ring.Subjects()})
 	return r

@@ -10,13 +10,10 @@ import (
 	"sync"
 	"testing"
 
-	"golang.org/x/crypto/ssh"
-
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/directory"
 	"handrail.dev/handrail/internal/foundation/doorway"
-	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/test/house"
@@ -101,17 +98,7 @@ func (h *home) record(fn func(*store.Tx) ([]ledger.Entry, error)) error {
 }
 
 // approve signs and approves a request as it is shown.
-func (h *home) approve(by house.Resident, id string) error {
-	h.t.Helper()
-	a, err := h.approvals.Get(h.t.Context(), id)
-	house.Must(h.t, err)
-	sig, err := by.Key.Sign(rand.Reader, identity.ApprovalMessage(a.Hash))
-	house.Must(h.t, err)
-	return h.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, entries, err := h.approvals.ApproveTx(tx, by.Principal, id, a.Hash, approval.Evidence{DeviceSignature: ssh.Marshal(sig)})
-		return entries, err
-	})
-}
+func (h *home) approve(by house.Resident, id string) error { return h.Approve(h.approvals, by, id) }
 
 func (h *home) count(action ledger.Action) int {
 	h.t.Helper()

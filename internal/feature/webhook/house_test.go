@@ -12,13 +12,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-
 	"handrail.dev/handrail/internal/feature/roster"
 	"handrail.dev/handrail/internal/feature/webhook"
 	"handrail.dev/handrail/internal/foundation/approval"
 	"handrail.dev/handrail/internal/foundation/doorway"
-	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/test/house"
@@ -87,18 +84,7 @@ func (h *home) happen(action ledger.Action, payload any) int64 {
 }
 
 // approve has a second person agree to exactly what is shown.
-func (h *home) approve(by house.Resident, id string) error {
-	h.t.Helper()
-	a, err := h.approvals.Get(h.t.Context(), id)
-	house.Must(h.t, err)
-	sig, err := by.Key.Sign(rand.Reader, identity.ApprovalMessage(a.Hash))
-	house.Must(h.t, err)
-	_, err = h.Store.Record(h.t.Context(), "test-"+rand.Text(), func(tx *store.Tx) ([]ledger.Entry, error) {
-		_, entries, err := h.approvals.ApproveTx(tx, by.Principal, id, a.Hash, approval.Evidence{DeviceSignature: ssh.Marshal(sig)})
-		return entries, err
-	})
-	return err
-}
+func (h *home) approve(by house.Resident, id string) error { return h.Approve(h.approvals, by, id) }
 
 // add is a hook that two people agreed to.
 func (h *home) add(url string, actions ...string) webhook.Added {
