@@ -125,6 +125,13 @@ func (h *House) Person(name, group string) Resident {
 	return h.Enter(link)
 }
 
+// EndBootstrap ends the time in which one person does what later takes two.
+func (h *House) EndBootstrap() {
+	h.t.Helper()
+	h.Record(func(tx *store.Tx) ([]ledger.Entry, error) { return h.People.EndBootstrapTx(tx, ledger.System) })
+	Must(h.t, h.People.Reload(context.Background()))
+}
+
 // Lock locks somebody out.
 func (h *House) Lock(who Resident) {
 	h.t.Helper()

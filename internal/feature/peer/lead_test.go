@@ -11,11 +11,12 @@ import (
 	"handrail.dev/handrail/internal/foundation/identity"
 	"handrail.dev/handrail/internal/foundation/ledger"
 	"handrail.dev/handrail/internal/foundation/store"
+	"handrail.dev/handrail/test/house"
 )
 
 // mate is one of several servers, in this process.
 type mate struct {
-	h     *house
+	h     *home
 	peers *peer.Peers
 	stuck sync.Mutex // held: it stands still, and says nothing
 	began chan struct{}
@@ -24,7 +25,7 @@ type mate struct {
 }
 
 // mate makes and runs a server of the house, whose work says when it begins and ends.
-func (h *house) mate(self peer.Self) *mate {
+func (h *home) mate(self peer.Self) *mate {
 	h.t.Helper()
 	m := &mate{h: h, began: make(chan struct{}, 16), ended: make(chan struct{}, 16)}
 	d := h.deps
@@ -35,7 +36,7 @@ func (h *house) mate(self peer.Self) *mate {
 		return peer.Presence{}
 	}
 	m.peers = peer.New(d)
-	must(h.t, m.peers.Start(h.t.Context()))
+	house.Must(h.t, m.peers.Start(h.t.Context()))
 	ctx, cancel := context.WithCancel(context.Background())
 	var group sync.WaitGroup
 	group.Go(func() { _ = m.peers.Run(ctx) })
@@ -53,15 +54,15 @@ func (h *house) mate(self peer.Self) *mate {
 }
 
 // two are two servers, of which the first leads.
-func two(t *testing.T) (h *house, a, b *mate, ada identity.Principal) {
+func two(t *testing.T) (h *home, a, b *mate, ada identity.Principal) {
 	t.Helper()
 	h, first, bob, _ := moved(t)
 	invited, err := h.peers.Invite(t.Context(), first.Principal, "b")
-	must(t, err)
+	house.Must(t, err)
 	q, _ := h.question(invited.Secret)
 	asked, err := h.peers.Join(t.Context(), q, "192.0.2.9")
-	must(t, err)
-	must(t, h.approve(bob, asked.Approval))
+	house.Must(t, err)
+	house.Must(t, h.approve(bob, asked.Approval))
 	a = h.mate(h.deps.Self)
 	wait(t, a.began, "the first server leads")
 	b = h.mate(peer.Self{ID: asked.Server.ID, Name: "b", Address: q.Address, SSH: q.SSH})
@@ -79,7 +80,7 @@ func wait(t *testing.T, what <-chan struct{}, text string) {
 
 // act records something that only a leader may.
 func (m *mate) act() error {
-	_, err := m.h.store.Record(m.h.t.Context(), store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
+	_, err := m.h.Store.Record(m.h.t.Context(), store.Once(), func(tx *store.Tx) ([]ledger.Entry, error) {
 		if leads, err := m.peers.LeadsTx(tx); err != nil || !leads {
 			return nil, errors.Join(err, errors.New("it does not lead"))
 		}
@@ -88,16 +89,16 @@ func (m *mate) act() error {
 	return err
 }
 
-func (h *house) count(action ledger.Action) int {
+func (h *home) count(action ledger.Action) int {
 	h.t.Helper()
-	list, err := h.store.Entries(h.t.Context(), store.EntryQuery{Action: string(action), Limit: 100})
-	must(h.t, err)
+	list, err := h.Store.Entries(h.t.Context(), store.EntryQuery{Action: string(action), Limit: 100})
+	house.Must(h.t, err)
 	return len(list)
 }
 
 func TestOneServerLeadsAndWhenItStandsStillAnother(t *testing.T) {
 	h, a, b, _ := two(t)
-	must(t, a.act())
+	house.Must(t, a.act())
 	if b.act() == nil || b.peers.Leads() {
 		t.Fatal("two servers lead")
 	}
@@ -107,12 +108,12 @@ func TestOneServerLeadsAndWhenItStandsStillAnother(t *testing.T) {
 	if a.act() == nil {
 		t.Fatal("who led before acts in the other's term")
 	}
-	must(t, b.act())
+	house.Must(t, b.act())
 	a.stuck.Unlock()
 	b.stop()
 	wait(t, b.ended, "who stops ends its work")
 	wait(t, a.began, "the first leads again")
-	must(t, a.act())
+	house.Must(t, a.act())
 	if n := h.count(peer.Leads); n != 3 {
 		t.Errorf("three times another came to lead, and %d entries say so", n)
 	}
@@ -121,10 +122,10 @@ func TestOneServerLeadsAndWhenItStandsStillAnother(t *testing.T) {
 
 // versionsGrow looks whether each object of the ledger has another version each
 // time: a term is not the version of the server whose term it is.
-func (h *house) versionsGrow() {
+func (h *home) versionsGrow() {
 	h.t.Helper()
-	list, err := h.store.Entries(h.t.Context(), store.EntryQuery{After: -1, Oldest: true, Limit: 1000})
-	must(h.t, err)
+	list, err := h.Store.Entries(h.t.Context(), store.EntryQuery{After: -1, Oldest: true, Limit: 1000})
+	house.Must(h.t, err)
 	was := map[string]int64{}
 	for _, e := range list {
 		if o := e.Parsed.Object; o != "" {
@@ -139,20 +140,20 @@ func (h *house) versionsGrow() {
 func TestALeaderThatDrainsEndsItsWorkAndHandsOver(t *testing.T) {
 	h, a, b, ada := two(t)
 	_, err := h.peers.Drain(t.Context(), ada, "a", "restart", 0)
-	must(t, err)
+	house.Must(t, err)
 	wait(t, a.ended, "who drains ends its work")
 	wait(t, b.began, "the other leads")
 	if a.act() == nil {
 		t.Fatal("who drains acts")
 	}
-	must(t, b.act())
+	house.Must(t, b.act())
 }
 
 func TestAServerAloneLeadsAlways(t *testing.T) {
 	h := build(t)
 	alone := peer.New(h.deps) // over SQLite it is never started
 	ran := false
-	must(t, alone.Lead(t.Context(), func(context.Context) error { ran = true; return nil }))
+	house.Must(t, alone.Lead(t.Context(), func(context.Context) error { ran = true; return nil }))
 	if !ran || !alone.Leads() {
 		t.Error("a server alone does not do what is done once")
 	}
