@@ -50,7 +50,10 @@ type day struct {
 	*answer
 	ctx  context.Context
 	host string
+	last *exec.Cmd // a session that is there when handrail ends
 }
+
+const lastMark = "86399"
 
 // runHandrail lets two people work with handrail on this machine, and once more
 // with a host that wants the full floor.
@@ -131,10 +134,7 @@ func (d *day) first() {
 	d.say("ada", declared, "break-glass", d.host, "--reason", "it burns")
 	d.say("ada", wrote, "ssh", "--write", d.host, "--", writing)
 	d.endOf(locked, func() { d.say("ada", "the brake "+locked, "lock", "cleo", "--reason", "lost laptop") })
-	// The last one is there when handrail ends.
-	if s := d.begin("ada", "86399"); s != nil {
-		defer s.Wait()
-	}
+	d.last = d.begin("ada", lastMark)
 }
 
 // enterCleo has ada add a developer, who logs in.
@@ -276,7 +276,11 @@ func (d *day) up(f func()) {
 	_ = up.Process.Signal(os.Interrupt)
 	_ = up.Wait()
 	d.note("up", 0, said+errs.String())
-	d.note(ended, len(sleeping("86399")), "")
+	if d.last != nil {
+		d.note(ended, len(sleeping(lastMark)), "")
+		_ = d.last.Wait()
+		d.last = nil
+	}
 }
 
 func (d *day) command(who string, args ...string) *exec.Cmd {

@@ -24,22 +24,25 @@ func odd(t *testing.T, line string) *installation {
 // A session begins, writes under a grant, stands still, and ends with everything
 // that fled, whatever the host's control groups and process list are like.
 func TestSessionsOnOddHosts(t *testing.T) {
-	for name, line := range map[string]string{
-		"version 1 of control groups alone": "umount /sys/fs/cgroup/unified",
-		"a process list that hides others":  "mount -t proc -o hidepid=2 proc /proc",
+	for _, m := range []struct{ name, line, says string }{
+		{"version 1 of control groups alone, and memory not counted", "umount /sys/fs/cgroup/unified /sys/fs/cgroup/memory", "no memory controller"},
+		{"a process list that hides others", "mount -t proc -o hidepid=2 proc /proc", "full"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			if strings.HasPrefix(line, "umount") {
-				for _, dir := range []string{"pids", "freezer", "unified"} {
+		t.Run(m.name, func(t *testing.T) {
+			if strings.HasPrefix(m.line, "umount") {
+				for _, dir := range []string{"pids", "freezer", "memory", "unified"} {
 					if _, err := os.Stat("/sys/fs/cgroup/" + dir + "/cgroup.procs"); err != nil {
 						t.Skip("version 1 is not mounted here: make test-kernels")
 					}
 				}
 			}
-			i := odd(t, line)
+			i := odd(t, m.line)
 			ada := i.first()
 			host := ada.hostname()
 			cleo := ada.add("cleo", "developer")
+			if out := ada.ok("host", "show", host); !strings.Contains(out, m.says) {
+				t.Errorf("the host does not say %q:\n%s", m.says, out)
+			}
 			ada.ok("inspect", host, "top")
 			ada.ok("break-glass", host, "--reason", "it burns")
 			if out := ada.ok("ssh", "--write", host, "--", "id -un"); strings.TrimSpace(out) != "handrail-write" {
