@@ -26,6 +26,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"crypto/sha256"
@@ -120,8 +121,9 @@ const DefaultSettle = 12 * time.Second
 
 // Rotations asks for rotations and carries them out.
 type Rotations struct {
-	d    Deps
-	kick chan struct{}
+	d        Deps
+	kick     chan struct{}
+	learning sync.Mutex
 }
 
 // New returns Rotations. Run must run.

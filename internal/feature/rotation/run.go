@@ -22,8 +22,11 @@ func LearnAtStart(ring *keyring.Ring) func(*store.View) error {
 	return func(v *store.View) error { return learn(v, ring) }
 }
 
-// Learn puts in force what was signed since this server last looked.
+// Learn puts in force what was signed since this server last looked. One looks at a
+// time: a ring takes no bundle twice.
 func (r *Rotations) Learn(ctx context.Context) error {
+	r.learning.Lock()
+	defer r.learning.Unlock()
 	return r.d.Store.View(ctx, func(v *store.View) error { return learn(v, r.d.Ring) })
 }
 
