@@ -192,9 +192,9 @@ func TestAHostWithAnotherKeyIsToldNothingOfUs(t *testing.T) {
 	e := newEvil(t)
 	h := e.host(w)
 	other := newEvil(t)
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		h.SSHAddress = other.address
-		entry, err := w.hosts.SetTx(tx, h)
+		entry, err := w.Hosts.SetTx(tx, h)
 		return []ledger.Entry{entry}, err
 	})
 	_, err := w.sessions.Open(context.Background(), w.person("ada").by, session.OpenRequest{Host: "db-7", Command: "id"})
@@ -372,9 +372,9 @@ func TestAHostThatFallsSilentIsGone(t *testing.T) {
 	}()
 	e.serve = func(_ ssh.Channel, q *ssh.Request) { _ = q.Reply(true, nil) }
 	h := e.host(w)
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		h.SSHAddress = relay.Addr().String()
-		entry, err := w.hosts.SetTx(tx, h)
+		entry, err := w.Hosts.SetTx(tx, h)
 		return []ledger.Entry{entry}, err
 	})
 	l, _ := w.person("ada").open(session.OpenRequest{Host: "db-7", Command: "x"})

@@ -40,14 +40,14 @@ func TestStockClientsReachAHostWithoutANode(t *testing.T) {
 	for _, c := range [][]string{
 		{"scp", "db-7@gateway:" + file, "got"}, {"scp", "-O", "db-7@gateway:" + file, "got"}, {"rsync", "db-7@gateway:" + file, "got"},
 	} {
-		_ = os.Remove(filepath.Join(w.dir, "got"))
+		_ = os.Remove(filepath.Join(w.Dir, "got"))
 		r := ada.run("", c[0], c[1:]...)
-		if got, _ := os.ReadFile(filepath.Join(w.dir, "got")); r.status != 0 || string(got) != big {
+		if got, _ := os.ReadFile(filepath.Join(w.Dir, "got")); r.status != 0 || string(got) != big {
 			t.Errorf("%v: exit %d, %d bytes: %s", c, r.status, len(got), r.err)
 		}
 	}
-	fatal(t, os.WriteFile(filepath.Join(w.dir, "batch"), []byte("get "+file+" got2\n"), 0o600))
-	if r := ada.run("", "sftp", "-b", filepath.Join(w.dir, "batch"), "db-7@gateway"); r.status != 0 {
+	fatal(t, os.WriteFile(filepath.Join(w.Dir, "batch"), []byte("get "+file+" got2\n"), 0o600))
+	if r := ada.run("", "sftp", "-b", filepath.Join(w.Dir, "batch"), "db-7@gateway"); r.status != 0 {
 		t.Errorf("sftp: %+v", r)
 	}
 	eventually(t, "all are closed", func() bool {
@@ -99,9 +99,9 @@ func TestWritingThereTakesAGrantAndAnotherAccount(t *testing.T) {
 	if r := ada.run("", "ssh", "db-7+write@gateway", "id -un"); r.status != 0 || strings.TrimSpace(r.out) != h.SSHWrite {
 		t.Errorf("with one: %+v", r)
 	}
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		h.SSHWrite = ""
-		e, err := w.hosts.SetTx(tx, h)
+		e, err := w.Hosts.SetTx(tx, h)
 		return []ledger.Entry{e}, err
 	})
 	if r := ada.run("", "ssh", "db-7+write@gateway", "id"); r.status != 255 || !strings.Contains(r.err, "--ssh-write") {
@@ -135,9 +135,9 @@ func TestAnotherHostKeyIsRefusedAndAlarms(t *testing.T) {
 	if s := w.reach.Seen(h.ID); s.State != agentless.StateMismatch {
 		t.Errorf("the host is %+v", s)
 	}
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		h.SSHKey = server.Key
-		e, err := w.hosts.SetTx(tx, h)
+		e, err := w.Hosts.SetTx(tx, h)
 		return []ledger.Entry{e}, err
 	})
 	if r := ada.run("", "ssh", "db-7@gateway", "true"); r.status != 0 {
@@ -278,7 +278,7 @@ func TestWhatACrashOfTheServerLeftIsFoundAtItsNextStart(t *testing.T) {
 	_, h := w.debian("dev")
 	l, o := w.person("ada").open(session.OpenRequest{Host: "db-7", Command: stubborn})
 	eventually(t, "it runs", func() bool { return strings.Contains(o.text(), "up") && running(t, h.SSHUser, "4711") >= 2 })
-	next := agentless.New(agentless.Deps{Store: w.store, Ring: w.ring})
+	next := agentless.New(agentless.Deps{Store: w.Store, Ring: w.Ring})
 	next.SweepLost(h, l.ID(), l.Info().Person, wire.LevelRead)
 	eventually(t, "nothing is left", func() bool { return running(t, h.SSHUser, "4711") == 0 })
 	eventually(t, "it is an entry", func() bool { return len(w.entries(agentless.SessionSwept)) > 0 })

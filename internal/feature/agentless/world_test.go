@@ -24,12 +24,11 @@ import (
 	"handrail.dev/handrail/internal/feature/sshgate"
 	"handrail.dev/handrail/internal/foundation/doorway"
 	"handrail.dev/handrail/internal/foundation/identity"
-	"handrail.dev/handrail/internal/foundation/keyring"
 	"handrail.dev/handrail/internal/foundation/ledger"
-	"handrail.dev/handrail/internal/foundation/policy"
 	"handrail.dev/handrail/internal/foundation/store"
 	"handrail.dev/handrail/internal/foundation/target"
 	"handrail.dev/handrail/internal/foundation/wire"
+	"handrail.dev/handrail/test/house"
 	"handrail.dev/handrail/test/sshd"
 )
 
@@ -67,12 +66,8 @@ func (g *grants) Active(_ store.Queryer, person, host string, _ time.Time) (door
 
 // world is an installation with a gateway and hosts that are reached over SSH.
 type world struct {
+	*house.House
 	t          testing.TB
-	dir        string
-	ring       *keyring.Ring
-	store      *store.Store
-	people     *identity.People
-	hosts      *target.Hosts
 	grants     *grants
 	reach      *agentless.Reach
 	recordings *recording.Recordings
@@ -96,27 +91,15 @@ func fatal(t testing.TB, err error) {
 
 func newWorld(t testing.TB, b agentless.Bounds, sb session.Bounds) *world {
 	t.Helper()
-	dir := t.TempDir()
-	fatal(t, keyring.Init(filepath.Join(dir, "keys"), filepath.Join(dir, "root"), "test.handrail.internal/log"))
-	w := &world{t: t, dir: dir, ring: must(keyring.Open(filepath.Join(dir, "keys"))), grants: &grants{force: map[string]doorway.GrantInForce{}}}
-	flag := &identity.Flag{}
-	migrations := append(identity.Schema(), target.Schema()...)
-	migrations = append(append(migrations, policy.Schema()...), session.Schema()...)
+	w := &world{t: t, House: house.Build(t, house.Plan{Migrations: session.Schema()}), grants: &grants{force: map[string]doorway.GrantInForce{}}}
 	ctx, cancel := context.WithCancel(context.Background())
-	w.store = must(store.Open(ctx, store.Config{DSN: "sqlite:" + filepath.Join(dir, "db"), Origin: w.ring.Origin(), Signer: w.ring.Log(), Verifier: w.ring.LogVerifier(),
-		Seals: w.ring.Subjects(), Bootstrap: flag.Active, Migrations: migrations, Spool: filepath.Join(dir, "spool")}))
-	w.people = identity.New(identity.Deps{Store: w.store, Ring: w.ring, Bootstrap: flag, RPID: "localhost", Origins: []string{"http://localhost:4747"}})
-	fatal(t, w.people.Start(ctx))
-	w.hosts = target.NewHosts(w.store)
-	force := policy.NewForce(w.store)
-	fatal(t, force.Seed(ctx))
-	door := doorway.New(doorway.Deps{Store: w.store, People: w.people, Hosts: w.hosts, Policy: force, Grants: w.grants})
-	w.recordings = must(recording.New(recording.Deps{Dir: filepath.Join(dir, "recordings"), Store: w.store, Subjects: w.ring.Subjects(), Replay: w.ring.Replay()}))
-	w.reach = agentless.New(agentless.Deps{Store: w.store, Ring: w.ring, Bounds: b})
-	w.sessions = session.New(session.Deps{Store: w.store, Door: door, Hosts: w.hosts, People: w.people, Grants: w.grants, Rules: force, Nodes: reach{w.reach},
+	door := doorway.New(doorway.Deps{Store: w.Store, People: w.People, Hosts: w.Hosts, Policy: w.Force, Grants: w.grants})
+	w.recordings = must(recording.New(recording.Deps{Dir: filepath.Join(w.Dir, "recordings"), Store: w.Store, Subjects: w.Ring.Subjects(), Replay: w.Ring.Replay()}))
+	w.reach = agentless.New(agentless.Deps{Store: w.Store, Ring: w.Ring, Bounds: b})
+	w.sessions = session.New(session.Deps{Store: w.Store, Door: door, Hosts: w.Hosts, People: w.People, Grants: w.grants, Rules: w.Force, Nodes: reach{w.reach},
 		Recordings: w.recordings, Bounds: sb})
-	gate := sshgate.New(sshgate.Deps{Sessions: w.sessions, People: w.people, CodeURL: "http://localhost:4747/code",
-		HostKeys: []ssh.Signer{must(w.ring.SSHHostSigner([]string{"127.0.0.1"})), w.ring.SSHHostKey()}})
+	gate := sshgate.New(sshgate.Deps{Sessions: w.sessions, People: w.People, CodeURL: "http://localhost:4747/code",
+		HostKeys: []ssh.Signer{must(w.Ring.SSHHostSigner([]string{"127.0.0.1"})), w.Ring.SSHHostKey()}})
 	ln := must(net.Listen("tcp", "127.0.0.1:0"))
 	w.gate = ln.Addr().(*net.TCPAddr)
 	var running sync.WaitGroup
@@ -127,24 +110,18 @@ func newWorld(t testing.TB, b agentless.Bounds, sb session.Bounds) *world {
 		w.sessions.Shutdown(ctx)
 		cancel()
 		running.Wait()
-		_ = w.store.Close()
+		w.Close()
 	})
 	return w
-}
-
-func (w *world) record(fn func(tx *store.Tx) ([]ledger.Entry, error)) {
-	w.t.Helper()
-	_, err := w.store.Record(context.Background(), "test-"+rand.Text(), fn)
-	fatal(w.t, err)
 }
 
 // add adds a host without a node.
 func (w *world) add(h target.Host) target.Host {
 	w.t.Helper()
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
 		var e ledger.Entry
 		var err error
-		h, e, err = w.hosts.AddSSHTx(tx, "system", h)
+		h, e, err = w.Hosts.AddSSHTx(tx, "system", h)
 		return []ledger.Entry{e}, err
 	})
 	return h
@@ -158,7 +135,7 @@ func (w *world) debian(environment string, lines ...string) (*sshd.Server, targe
 	h := w.add(target.Host{Name: "db-7", Environment: environment, SSHAddress: server.Address, SSHKey: server.Key,
 		SSHUser: sshd.Account(w.t, "hr-r"), SSHWrite: sshd.Account(w.t, "hr-w")})
 	for account, level := range map[string]string{h.SSHUser: wire.LevelRead, h.SSHWrite: wire.LevelWrite} {
-		sshd.Authorize(w.t, account, `cert-authority,restrict,pty,principals="`+h.Principal(level)+`" `+w.ring.SSHUserAuthority())
+		sshd.Authorize(w.t, account, `cert-authority,restrict,pty,principals="`+h.Principal(level)+`" `+w.Ring.SSHUserAuthority())
 	}
 	return server, h
 }
@@ -174,12 +151,12 @@ type client struct {
 func (w *world) person(name string, groups ...string) *client {
 	w.t.Helper()
 	var secret string
-	w.record(func(tx *store.Tx) ([]ledger.Entry, error) {
-		p, entries, err := w.people.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
+	w.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		p, entries, err := w.People.AddTx(tx, identity.Principal{ID: ledger.System}, name, groups)
 		if err != nil {
 			return nil, err
 		}
-		s, e, err := w.people.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
+		s, e, err := w.People.LoginTokenTx(tx, p.ID, ledger.System, time.Hour)
 		secret = s
 		return append(entries, e), err
 	})
@@ -187,18 +164,18 @@ func (w *world) person(name string, groups ...string) *client {
 	_, private, err := ed25519.GenerateKey(rand.Reader)
 	fatal(w.t, err)
 	signer := must(ssh.NewSignerFromKey(private))
-	login, _, cert, err := w.people.Redeem(context.Background(), secret, signer.PublicKey().Marshal(), "laptop", identity.ViaDevice, "127.0.0.1")
+	login, _, cert, err := w.People.Redeem(context.Background(), secret, signer.PublicKey().Marshal(), "laptop", identity.ViaDevice, "127.0.0.1")
 	fatal(w.t, err)
 	key := filepath.Join(dir, "key")
 	fatal(w.t, os.WriteFile(key, pem.EncodeToMemory(must(ssh.MarshalPrivateKey(private, ""))), 0o600))
 	fatal(w.t, os.WriteFile(key+"-cert.pub", ssh.MarshalAuthorizedKey(cert), 0o600))
-	bundle, _ := w.ring.Bundle()
+	bundle, _ := w.Ring.Bundle()
 	known := filepath.Join(dir, "known")
 	fatal(w.t, os.WriteFile(known, []byte("@cert-authority * "+strings.TrimSpace(bundle.SSHHostCA[0])+"\n"), 0o600))
 	config := filepath.Join(dir, "config")
 	fatal(w.t, os.WriteFile(config, fmt.Appendf(nil, "Host *\n  HostName 127.0.0.1\n  Port %d\n  IdentityFile %s\n  CertificateFile %s-cert.pub\n"+
 		"  IdentitiesOnly yes\n  UserKnownHostsFile %s\n  StrictHostKeyChecking yes\n  BatchMode yes\n  LogLevel ERROR\n", w.gate.Port, key, key, known), 0o600))
-	return &client{w: w, by: must(w.people.Authenticate(context.Background(), login.Bearer)), config: config, signer: must(ssh.NewCertSigner(cert, signer))}
+	return &client{w: w, by: must(w.People.Authenticate(context.Background(), login.Bearer)), config: config, signer: must(ssh.NewCertSigner(cert, signer))}
 }
 
 func (c *client) grant(host string, g doorway.GrantInForce) {
@@ -226,8 +203,8 @@ func (c *client) run(stdin, name string, args ...string) result {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "GIT_SSH_COMMAND=ssh -F "+c.config, "RSYNC_RSH=ssh -F "+c.config, "HOME="+c.w.dir)
-	cmd.Dir, cmd.Stdin = c.w.dir, strings.NewReader(stdin)
+	cmd.Env = append(os.Environ(), "GIT_SSH_COMMAND=ssh -F "+c.config, "RSYNC_RSH=ssh -F "+c.config, "HOME="+c.w.Dir)
+	cmd.Dir, cmd.Stdin = c.w.Dir, strings.NewReader(stdin)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	_ = cmd.Run()
@@ -236,7 +213,7 @@ func (c *client) run(stdin, name string, args ...string) result {
 
 func (w *world) entries(action ledger.Action) []ledger.Recorded {
 	w.t.Helper()
-	return must(w.store.Entries(context.Background(), store.EntryQuery{Action: string(action), Limit: 1000}))
+	return must(w.Store.Entries(context.Background(), store.EntryQuery{Action: string(action), Limit: 1000}))
 }
 
 func eventually(t testing.TB, what string, ok func() bool) {
