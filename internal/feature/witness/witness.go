@@ -133,7 +133,11 @@ func (w *Witness) loadKey(name string) error {
 	if _, err := ledger.NewWitnessKey(w.name, w.key.Public().(ed25519.PublicKey)); err != nil {
 		return err
 	}
-	return replace(filepath.Join(w.dir, filePublic), []byte(w.Key().String()+"\n"), 0o644)
+	public := []byte(w.Key().String() + "\n")
+	if there, err := os.ReadFile(filepath.Join(w.dir, filePublic)); err == nil && bytes.Equal(there, public) {
+		return nil
+	}
+	return replace(filepath.Join(w.dir, filePublic), public, 0o644)
 }
 
 func (w *Witness) makeKey(path, name string) ([]byte, error) {

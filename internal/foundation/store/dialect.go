@@ -96,26 +96,37 @@ func (d dialect) sqlitePool(part, role string) (*sql.DB, error) {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot open %s", path)
 	}
 	// busy_timeout comes first, since the later pragmas may need a lock.
-	q := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "foreign_keys(1)", "temp_store(MEMORY)"}}
+	pragmas := []string{"busy_timeout(10000)", "journal_mode(WAL)", "foreign_keys(1)", "temp_store(MEMORY)"}
 	sync := "synchronous(FULL)"
 	if part == "observed" {
 		sync = "synchronous(NORMAL)" // observations are rebuildable
 	}
-	q["_pragma"] = append(q["_pragma"], sync)
-	conns := 1
+	pragmas = append(pragmas, sync)
+	conns, lock := sqliteReaders, ""
 	if role == "write" {
-		q.Set("_txlock", "immediate")
-		q["_pragma"] = append(q["_pragma"], "cache_size(-32000)", "wal_autocheckpoint(4000)")
+		conns, lock = 1, "immediate"
+		pragmas = append(pragmas, "cache_size(-32000)", "wal_autocheckpoint(4000)")
 	} else {
-		q["_pragma"] = append(q["_pragma"], "query_only(1)")
-		conns = sqliteReaders
+		pragmas = append(pragmas, "query_only(1)")
+	}
+	db, err := openSQLite(path, lock, pragmas...)
+	if err != nil {
+		return nil, err
+	}
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db, nil
+}
+
+func openSQLite(path, lock string, pragmas ...string) (*sql.DB, error) {
+	q := url.Values{"_pragma": pragmas}
+	if lock != "" {
+		q.Set("_txlock", lock)
 	}
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String())
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err, "cannot open %s", path)
 	}
-	db.SetMaxOpenConns(conns)
-	db.SetMaxIdleConns(conns)
 	return db, nil
 }
 

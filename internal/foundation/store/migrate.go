@@ -160,15 +160,14 @@ func (d dialect) migrate(ctx context.Context, db *sql.DB, schema string, steps [
 // openPools connects, and migrates both parts.
 func (s *Store) openPools(ctx context.Context) error {
 	steps := append(append([]Migration{}, ledgerSchema...), s.cfg.Migrations...)
-	first, err := s.db.pool(ctx, "state", "write")
+	err := s.db.create(ctx, map[string][]Migration{"state": steps, "observed": s.cfg.Observations})
 	if err != nil {
 		return err
 	}
-	err = s.db.migrate(ctx, first, "state", steps)
-	if cerr := first.Close(); err == nil {
-		err = asFault(cerr, "migrate the database")
+	if s.first, err = s.db.pool(ctx, "state", "write"); err != nil {
+		return err
 	}
-	if err != nil {
+	if err := s.db.migrate(ctx, s.first, "state", steps); err != nil {
 		return err
 	}
 	if s.obs, err = s.db.pool(ctx, "observed", "write"); err != nil {

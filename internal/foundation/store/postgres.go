@@ -89,9 +89,7 @@ func newPostgresEngine(ctx context.Context, s *Store) (engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if e.write, err = s.db.pool(ctx, "state", "write"); err != nil {
-		return nil, err
-	}
+	e.write = s.writer()
 	if e.seq, err = s.db.pool(ctx, "state", "sequence"); err != nil {
 		return nil, errors.Join(err, e.write.Close())
 	}

@@ -58,10 +58,7 @@ func (d dialect) engine(ctx context.Context, s *Store) (engine, error) {
 	if d.name == "postgres" {
 		return newPostgresEngine(ctx, s)
 	}
-	db, err := d.pool(ctx, "state", "write")
-	if err != nil {
-		return nil, err
-	}
+	db := s.writer()
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		_ = db.Close()

@@ -72,6 +72,7 @@ type engine interface {
 type Store struct {
 	cfg     Config
 	db      dialect
+	first   *sql.DB // has migrated, and waits for the engine to write with it
 	state   *sql.DB // read pool
 	obs     *sql.DB // observations, writing
 	obsR    *sql.DB // observations, reading
@@ -238,9 +239,16 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.closePools())
 }
 
+// writer hands the pool that has migrated to the engine.
+func (s *Store) writer() *sql.DB {
+	db := s.first
+	s.first = nil
+	return db
+}
+
 func (s *Store) closePools() error {
 	var errs []error
-	for _, db := range []*sql.DB{s.state, s.obs, s.obsR} {
+	for _, db := range []*sql.DB{s.first, s.state, s.obs, s.obsR} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
