@@ -175,8 +175,14 @@ func (r *Roster) issue(csr []byte, h target.Host) ([]byte, error) {
 // joins as that host. Whoever is let through decided it; by is who that was.
 func (r *Roster) Call(ctx context.Context, by, host string, stay bool) (secret string, err error) {
 	_, err = r.Store.Record(ctx, newID(), func(tx *store.Tx) ([]ledger.Entry, error) {
+		who, err := r.People.GetTx(tx, by)
+		if err != nil {
+			return nil, err
+		}
+		if who.Locked() { // since: the program was on its way for a while
+			return nil, fault.New(fault.Denied, "cannot send a node: %s is locked", who.Name)
+		}
 		var entry ledger.Entry
-		var err error
 		secret, entry, err = r.Hosts.CallTx(tx, by, host, stay)
 		return []ledger.Entry{entry}, err
 	})
