@@ -250,5 +250,5 @@ func (p Place) ModeLine(report sandbox.Report) string {
 	case wire.ModeUserNamespace:
 		return fmt.Sprintf("handrail runs in a user namespace: this installation is a trial and cannot be production (floor %s).%s", report.Floor, missing)
 	}
-	return "handrail runs without shells: this kernel gives no sandbox. Everything else works." + missing
+	return "handrail runs without shells: this host cannot confine them. Everything else works." + missing
 }
