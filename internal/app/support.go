@@ -113,7 +113,7 @@ func askSupport(ctx context.Context, dir string) (bundle.Answer, error) {
 func (s *Server) serveSupport(account int, w http.ResponseWriter, r *http.Request) error {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(2 * support.Patience))
 	return json.NewEncoder(w).Encode(support.New(support.Deps{
-		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Fleet: s.fleet,
+		Store: s.store, Ring: s.ring, People: s.people, Hosts: s.hosts, Node: s.fleet.Node,
 		Self: support.Self{
 			Version: s.c.Version, Mode: s.machine.Mode, Server: s.id, Database: map[bool]string{true: "postgres", false: "sqlite"}[s.c.Database != ""],
 			Bootstrap: s.bootstrap.Active(), Demo: s.c.Demo, Live: s.sessions.CountLive(),

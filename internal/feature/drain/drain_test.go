@@ -1,6 +1,8 @@
 package drain_test
 
 import (
+	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -111,6 +113,78 @@ func TestADrainHasAReasonAndAnEnd(t *testing.T) {
 	}
 	if _, err := y.drains.Drain(t.Context(), dev, "web-1", time.Hour, "why"); fault.KindOf(err) != fault.Denied {
 		t.Errorf("a developer without a grant drains: %v", err)
+	}
+}
+
+func TestOneKeepsAHostForTwelveHoursAndNoLonger(t *testing.T) {
+	y := build(t)
+	ada := y.person("ada", "operator")
+	_, err := y.drains.Drain(t.Context(), ada, "web-1", drain.Longest+1, "why")
+	house.Want(t, err, fault.Invalid, "up to 12h")
+	d, err := y.drains.Drain(t.Context(), ada, "web-1", drain.Longest, strings.Repeat("x", 500))
+	house.Must(t, err)
+	if long := time.UnixMicro(d.Until).Sub(time.UnixMicro(d.Since)); long != drain.Longest {
+		t.Errorf("it is kept for %s", long)
+	}
+	_, err = y.drains.Drain(t.Context(), ada, "nowhere", time.Hour, "why")
+	house.Want(t, err, fault.NotFound, "nowhere")
+}
+
+// A drain is a row until its end, whoever drained: a lock must not open a host
+// on which somebody is about to take memory, and an operator always can.
+func TestWhoIsLockedKeepsNoHostFromAnOperator(t *testing.T) {
+	y := build(t)
+	ada, ben := y.person("ada", "operator"), y.person("ben", "operator")
+	d, err := y.drains.Drain(t.Context(), ada, "web-1", time.Hour, "it leaks")
+	house.Must(t, err)
+	y.Record(func(tx *store.Tx) ([]ledger.Entry, error) {
+		_, entries, err := y.People.LockTx(tx, ledger.System, ada.ID, "lost laptop")
+		return entries, err
+	})
+	_, err = y.drains.Drain(t.Context(), ada, "web-1", 2*time.Hour, "longer")
+	house.Want(t, err, fault.Denied, "locked")
+	house.Want(t, y.drains.Undrain(t.Context(), ada, "web-1"), fault.Denied, "locked")
+	if got, ok, err := y.drains.Of(t.Context(), y.host.ID); err != nil || !ok || got != d {
+		t.Errorf("%+v, %v, %v", got, ok, err)
+	}
+	house.Must(t, y.drains.Undrain(t.Context(), ben, "web-1"))
+	house.Must(t, y.admits(ben, false, time.Now()))
+}
+
+func TestMemoryIsOfADrainedHost(t *testing.T) {
+	y := build(t)
+	ada := y.person("ada", "operator")
+	need := func(at time.Time) (err error) {
+		house.Must(t, y.Store.View(t.Context(), func(v *store.View) error {
+			err = drain.NeedTx(v, "dump memory on", y.host, at)
+			return nil
+		}))
+		return err
+	}
+	house.Want(t, need(time.Now()), fault.Conflict, "cannot dump memory on web-1: it is not drained")
+	d, err := y.drains.Drain(t.Context(), ada, "web-1", time.Hour, "it leaks")
+	house.Must(t, err)
+	house.Must(t, need(time.UnixMicro(d.Until-1)))
+	house.Want(t, need(time.UnixMicro(d.Until)), fault.Conflict, "it is not drained")
+}
+
+func TestTheLedgerSaysWhoDrainedAndWhoEndedIt(t *testing.T) {
+	y := build(t)
+	ada, ben := y.person("ada", "operator"), y.person("ben", "operator")
+	d, err := y.drains.Drain(t.Context(), ada, "web-1", time.Hour, "it leaks")
+	house.Must(t, err)
+	house.Must(t, y.drains.Undrain(t.Context(), ben, "web-1"))
+	for action, want := range map[ledger.Action][]string{drain.Drained: {ada.ID}, drain.Undrained: {ben.ID, ada.ID}} {
+		list, err := y.Store.Entries(t.Context(), store.EntryQuery{Action: string(action), Limit: 10})
+		house.Must(t, err)
+		var p struct{ Drain drain.Drain }
+		if len(list) != 1 || !slices.Equal(list[0].Parsed.Subjects, want) || list[0].Parsed.Target != y.host.Path() {
+			t.Fatalf("%s: %+v", action, list)
+		}
+		house.Must(t, json.Unmarshal(list[0].Payload, &p))
+		if p.Drain.Person != ada.ID || p.Drain.Why != "it leaks" || p.Drain.Since != d.Since || action == drain.Undrained && p.Drain.Until >= d.Until {
+			t.Errorf("%s: %+v", action, p)
+		}
 	}
 }
 

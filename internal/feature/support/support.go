@@ -61,7 +61,7 @@ type Deps struct {
 	Ring    *keyring.Ring
 	People  *identity.People
 	Hosts   *target.Hosts
-	Fleet   *fleet.Fleet
+	Node    func(host string) fleet.Node // as this server knows it
 	Self    Self
 	Numbers func(context.Context) ([]byte, error) // as text
 	Words   map[string][]string                   // kind → names and secrets that stand in no table
@@ -224,7 +224,7 @@ func (s *Support) nodes(ctx context.Context) ([]byte, error) {
 	}
 	all := []node{}
 	for _, h := range hosts {
-		n := s.d.Fleet.Node(h.ID)
+		n := s.d.Node(h.ID)
 		one := node{
 			Host: h.Name, Environment: h.Environment, State: string(n.State), Mode: h.Mode, Floor: n.Floor, Version: n.Version, Missing: n.Missing,
 			Elsewhere: n.Server != "",
