@@ -100,6 +100,7 @@ func TestANodeComesForTheLengthOfASession(t *testing.T) {
 }
 
 func TestALookWithoutRootSaysSoAndIsNotForProduction(t *testing.T) {
+	t.Parallel() // it waits for nodes to come
 	needRoot(t)
 	sshd.Need(t)
 	i := up(t, t.TempDir())
