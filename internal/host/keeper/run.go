@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -256,11 +257,12 @@ func (k *keeper) exit(status syscall.WaitStatus) Ended {
 	return Ended{Exit: e, Status: e.Status, Bytes: bytes, Tail: tail, Left: left}
 }
 
-// end kills the session for a reason; the first reason stands.
+// end kills the session for a reason; the first reason stands. Who gives none has
+// lost it.
 func (k *keeper) end(why string) (killed int) {
 	k.mu.Lock()
 	if k.why == "" {
-		k.why = why
+		k.why = cmp.Or(why, WhyLost)
 		close(k.ending)
 	}
 	k.mu.Unlock()
