@@ -39,7 +39,7 @@ func TestAnsibleWorksThroughTheGateway(t *testing.T) {
 	cleo := ada.add("cleo", "developer")
 	dir := t.TempDir()
 	ansible := func(args ...string) result {
-		return cleo.client(t, dir, append([]string{"env", "HOME=" + dir, "ANSIBLE_NOCOLOR=1", "ANSIBLE_PYTHON_INTERPRETER=/usr/bin/python3"}, args...)...)
+		return cleo.client(t, dir, append([]string{"env", "HOME=" + dir, "ANSIBLE_NOCOLOR=1", "ANSIBLE_TIMEOUT=60", "ANSIBLE_PYTHON_INTERPRETER=/usr/bin/python3"}, args...)...)
 	}
 	put(t, dir, "hosts.yml", cleo.ok("host", "ansible"))
 	put(t, dir, "play.yml", playbook)

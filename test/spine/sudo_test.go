@@ -48,7 +48,7 @@ func TestSudoIsOfTheGrantThatNamesIt(t *testing.T) {
 	if _, err := exec.LookPath("ansible"); err == nil {
 		dir := t.TempDir()
 		put(t, dir, "hosts.yml", cleo.ok("host", "ansible"))
-		r := cleo.client(t, dir, "env", "HOME="+dir, "ANSIBLE_NOCOLOR=1", "ANSIBLE_PYTHON_INTERPRETER=/usr/bin/python3",
+		r := cleo.client(t, dir, "env", "HOME="+dir, "ANSIBLE_NOCOLOR=1", "ANSIBLE_TIMEOUT=60", "ANSIBLE_PYTHON_INTERPRETER=/usr/bin/python3",
 			"ansible", "-i", "hosts.yml", "web-1", "-e", "handrail_write=true", "--become", "-m", "command", "-a", "id -un")
 		if r.code != 0 || !strings.Contains(r.out, "\nroot\n") {
 			t.Errorf("Ansible's become: exit %d\n%s%s", r.code, r.out, r.err)

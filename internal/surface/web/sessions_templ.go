@@ -1401,7 +1401,7 @@ func replayView(f frame, got *v1.GetSessionResponse, at time.Duration) templ.Com
 					return templ_7745c5c3_Err
 				}
 			}
-			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 106, "><div class=\"replay-start\"><button type=\"button\" class=\"button primary big\" data-load>")
+			templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 106, "><div class=\"replay-start\"><button type=\"button\" class=\"button primary big\" data-load disabled>")
 			if templ_7745c5c3_Err != nil {
 				return templ_7745c5c3_Err
 			}

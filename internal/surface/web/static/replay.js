@@ -18,10 +18,13 @@ const escapes = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\
 
 class ReplayView extends HTMLElement {
   connectedCallback() {
-    this.querySelector("[data-load]")?.addEventListener("click", (event) => {
-      event.currentTarget.disabled = true;
+    const button = this.querySelector("[data-load]");
+    if (!button) return;
+    button.addEventListener("click", () => {
+      button.disabled = true;
       this.load();
     });
+    button.disabled = false; // before, nobody would have heard the click
   }
 
   disconnectedCallback() {
