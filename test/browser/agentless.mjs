@@ -8,7 +8,7 @@ const shots = "shots/agentless/";
 mkdirSync(shots, { recursive: true });
 const page = await withPasskey(new URL(plan.link).origin);
 page.setDefaultTimeout(60_000); // a node is carried there meanwhile
-const audit = (name) => auditLooks(page, name, shots, (look) => process.env.SHOTS || ["wide-light", "narrow-dark"].includes(look));
+const audit = (name) => auditLooks(page, name, shots);
 const main = () => page.locator("main").textContent();
 
 async function enter() {

@@ -1,7 +1,7 @@
 // Drives the pages in Chromium. Prints one line a check; exits 1 when one fails.
 import { mkdirSync } from "node:fs";
 import { attacks } from "./attacks.mjs";
-import { audit, browser, check, end, everything, fits, listen, looks, plan, seconds, seen } from "./browser.mjs";
+import { auditLooks, browser, check, end, fits, listen, plan, seconds, seen } from "./browser.mjs";
 import { flows } from "./flows.mjs";
 
 const only = process.env.ONLY ?? "";
@@ -76,9 +76,6 @@ const pages = [
   ["noshells-home", "noShells", "admin", "/"],
   ["noshells-host", "noShells", "admin", "/hosts/thinkpad"],
 ];
-// What people see, and what depends on it alone: colours. In the dark the same
-// document has other colours and nothing else, so only those are looked at anew.
-const colours = { type: "rule", values: ["color-contrast", "link-in-text-block"] };
 
 // look loads a page once, and looks at it wide and narrow, in light and dark.
 async function look(page, [name, where, , path]) {
@@ -87,13 +84,7 @@ async function look(page, [name, where, , path]) {
   await page.setViewportSize({ width: 1280, height: 860 });
   await page.goto(path, { waitUntil: "load" });
   if (name === "session-live") await page.waitForFunction(() => document.querySelector("term-view")?.term?.buffer.active.getLine(0)?.translateToString().includes("PRODUCTION"));
-  for (const [look, colorScheme, width, height] of looks) {
-    await page.emulateMedia({ colorScheme, reducedMotion: "reduce" });
-    await page.setViewportSize({ width, height });
-    await audit(page, `${name} ${look}`, colorScheme === "light" ? everything : colours);
-    await fits(page, `${name} ${look}`);
-    if (process.env.SHOTS) await page.screenshot({ path: `shots/${name}-${look}.png`, fullPage: true });
-  }
+  await auditLooks(page, name, "shots/");
   await page.setViewportSize({ width: 360, height: 740 });
   await fits(page, `${name} at 360 px`);
   const asked = where === "frozen" ? /status of 503/ : name === "voucher-key-none" ? /status of 400/ : /nowhere|nobody|none|grants/.test(path) ? /status of 404/ : null;

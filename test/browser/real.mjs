@@ -22,7 +22,7 @@ async function visitor() {
 
 // audit looks at the page as it stands, with the data that it shows, in light
 // and dark, wide and narrow.
-const audit = (page, name) => auditLooks(page, name, shots, (look) => process.env.SHOTS || ["wide-light", "narrow-dark"].includes(look));
+const audit = (page, name) => auditLooks(page, name, shots);
 
 const follows = (page) => page.waitForFunction(() => document.querySelector("#live")?.dataset.state === "live");
 
