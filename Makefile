@@ -30,7 +30,7 @@ demo: build ## three lab hosts, four people and a short story, in a folder of it
 test: ## all tests; installs what they need from Debian's packages and npm, where it may
 	@bash test/need.sh
 	$(GO) vet ./...
-	$(GO) test -p 3 -timeout 20m ./test/spine ./... # the longest first, beside all others; much of the time is waiting
+	$(GO) test -timeout 20m ./test/spine ./... # the longest first, beside all others
 
 .PHONY: test-offline
 test-offline: ## the server is killed, a voucher opens a host, the server comes back (3 min, root)
