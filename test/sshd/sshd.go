@@ -63,68 +63,6 @@ func Need(t testing.TB) {
 	}
 }
 
-// accountName is a new one, whatever a killed test left on this machine.
-func accountName(prefix string) string { return prefix + "-" + strings.ToLower(rand.Text()[:8]) }
-
-// Account makes an account for the test and returns its name; it is removed
-// with the test, whatever runs as it too.
-func Account(t testing.TB, prefix string) string {
-	t.Helper()
-	name := accountName(prefix)
-	home := filepath.Join(t.TempDir(), "home")
-	for dir := filepath.Dir(home); dir != "/" && dir != "/tmp"; dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out, err := exec.Command("useradd", "-m", "-d", home, "-s", "/bin/bash", "-p", "*", name).CombinedOutput(); err != nil {
-		t.Fatalf("useradd: %v\n%s", err, out)
-	}
-	t.Cleanup(func() {
-		if u, err := user.Lookup(name); err == nil {
-			endAll(u.Uid)
-		}
-		_ = exec.Command("userdel", name).Run()
-	})
-	return name
-}
-
-// RootAccount makes another name of root for the test, as whom a host's own
-// administrator may let us in. What runs as it is not ended: it is root's.
-func RootAccount(t testing.TB, prefix string) string {
-	t.Helper()
-	name := accountName(prefix)
-	home := filepath.Join(t.TempDir(), "home")
-	if out, err := exec.Command("useradd", "-m", "-o", "-u", "0", "-d", home, "-s", "/bin/bash", "-p", "*", name).CombinedOutput(); err != nil {
-		t.Fatalf("useradd: %v\n%s", err, out)
-	}
-	t.Cleanup(func() { _ = exec.Command("userdel", "-f", name).Run() })
-	return name
-}
-
-// endAll kills what an account that a test made still runs.
-func endAll(uid string) {
-	for range 100 {
-		found, _ := filepath.Glob("/proc/[0-9]*")
-		left := 0
-		for _, dir := range found {
-			st, err := os.Stat(dir)
-			if err != nil {
-				continue
-			}
-			if strconv.Itoa(int(st.Sys().(*syscall.Stat_t).Uid)) == uid {
-				pid, _ := strconv.Atoi(filepath.Base(dir))
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-				left++
-			}
-		}
-		if left == 0 {
-			return
-		}
-		_, _ = exec.Command("sleep", "0.05").Output()
-	}
-}
-
 // Home is an account's home.
 func Home(t testing.TB, account string) string {
 	u, err := user.Lookup(account)

@@ -100,14 +100,15 @@ func TestADatabaseThatIsReplacedUnderAServerIsNoticed(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What b holds is what it saw of the other primary.
-			p := b.head.Load()
-			f := p.frontier.Snapshot()
+			b.growing.Lock()
+			f := b.head.Load().frontier.Snapshot()
 			f.Append([32]byte{1}, nil)
 			if what == "fork" {
 				mustRecord(t, a, "another", bump("a"))
 				mustRecord(t, a, "and more", bump("a"))
 			}
 			b.head.Store(&published{frontier: f, tree: f.Tree()})
+			b.growing.Unlock()
 			waitFor(t, func() bool { return b.Damage() != nil })
 			want := map[string]string{"older": "rolled back", "fork": "fork"}[what]
 			if !strings.Contains(b.Damage().Error(), want) {
