@@ -69,9 +69,7 @@ func TestAPeerThatLiesIsCutOff(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			x, s := raw(t)
-			if _, err := x.Write(b); err != nil {
-				t.Fatal(err)
-			}
+			_, _ = x.Write(b) // it may be cut off before the last byte
 			if what == "an end in the middle of data" {
 				x.Close()
 			}
