@@ -141,10 +141,13 @@ func (g *gate) enter(ctx context.Context, procedure string, header http.Header, 
 // act on keeps its text in the log alone. That a caller went away, or closed its
 // stream, is no failure of ours, and nobody is there to be told.
 func (g *gate) leave(err error) error {
-	if err == nil || connect.CodeOf(err) == connect.CodeCanceled {
-		return err
+	if err == nil {
+		return nil
 	}
 	f := fault.From(err)
+	if f.Kind == fault.Internal && connect.CodeOf(err) == connect.CodeCanceled {
+		return err
+	}
 	text := f.Text
 	if f.Kind == fault.Internal {
 		g.log.Error("a call failed", "error", err)
